@@ -216,6 +216,7 @@ impl ConvertPlan {
         let held = each
             .saturating_mul(threads as u64)
             .saturating_add(waiting)
+            .saturating_add(from.read_memory.answers)
             .saturating_add(upload_bytes(target));
         let left = options.memory.checked_sub(held)?;
         let size = from.dtype.size() as u64;

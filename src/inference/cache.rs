@@ -17,8 +17,8 @@ use crate::error::Result;
 use crate::grid::Grid;
 use crate::region::{Region, chunk_region};
 use crate::volume::{
-    Chunk, ChunkShape, Layout, ReadStats, Resampled, Volume, chunk_source, gather_into,
-    read_by_chunks,
+    Chunk, ChunkShape, FreedBytes, Layout, ReadStats, Resampled, Volume, chunk_source, gather_into,
+    intersecting, read_by_chunks,
 };
 
 /// Approximate overhead of a chunk in the cache, in bytes.
@@ -42,6 +42,8 @@ pub(super) struct SweepCache {
     /// Signals that a load has ended.
     loaded: Condvar,
     hits: AtomicU64,
+    /// The bytes of chunks that were read from a store; once the cache is full, as many are freed.
+    freed: FreedBytes,
 }
 
 #[derive(Debug, Default)]
@@ -92,6 +94,7 @@ impl SweepCache {
             }),
             loaded: Condvar::new(),
             hits: AtomicU64::new(0),
+            freed: FreedBytes::default(),
         }
     }
 
@@ -179,7 +182,34 @@ impl SweepCache {
         drop(state);
         drop(load);
         drop(evicted);
+        if self.source().layout().remote {
+            // The versions of objects, which stay, are allocated between chunks, which do not: without this, the heap
+            // would have a gap for almost every chunk that was read.
+            self.freed.add(chunk.bytes() as u64);
+            self.freed.give_back();
+        }
         Ok(chunk)
+    }
+
+    /// Prefetches the chunks of a box that are neither held nor being loaded, if that is worth it.
+    fn announce(&self, channels: &Range<u64>, region: Region, length: usize) -> Result<()> {
+        let layout = self.volume.layout();
+        let Some(chunk) = layout.read_chunk.filter(|_| layout.remote) else {
+            return Ok(());
+        };
+        layout.check_read(channels, region, length)?;
+        let state = self.lock();
+        let is_absent = |index: &ChunkShape| {
+            !state.chunks.contains_key(index) && !state.loading.contains(index)
+        };
+        let absent: Vec<_> = intersecting(chunk, channels, region)
+            .filter(is_absent)
+            .collect();
+        drop(state);
+        for index in absent {
+            self.volume.prefetch(index);
+        }
+        Ok(())
     }
 
     /// Returns the number of the first patch from `from` on, among those at `places`, that touches a chunk.
@@ -330,6 +360,7 @@ impl Volume for PatchReader<'_> {
         }
         let chunk = |index| self.cache.chunk(index, self.patch);
         let Some(resampled) = volume.as_resampled() else {
+            self.cache.announce(&channels, region, out.len())?;
             return read_by_chunks(volume.layout(), channels, region, out, chunk);
         };
         let source = resampled.source().layout();

@@ -93,7 +93,7 @@ impl Schedule {
             .iter()
             .filter(|output| output.store.pyramid.is_some() && self.resume.is_some());
         let bytes = pyramids.map(|output| {
-            let uploads = output.upload_bytes();
+            let uploads = output.upload_bytes() + output.answer_bytes();
             let each = rebuilding_bytes(&output.layout);
             let left = self.memory().saturating_sub(uploads);
             let threads = (left / each.max(1)).clamp(1, self.inference.threads as u64);

@@ -7,8 +7,8 @@ use crate::error::Result;
 use crate::grid::Grid;
 use crate::region::Shape;
 use crate::volume::{
-    ChunkShape, CreateOptions, Durability, Layout, OutputPart, VoxelGrid, output_layout,
-    pyramid_buffer_bytes, pyramid_bytes, upload_bytes,
+    ChunkShape, CreateOptions, Durability, Layout, OutputPart, VoxelGrid, answer_bytes,
+    output_layout, pyramid_buffer_bytes, pyramid_bytes, upload_bytes,
 };
 
 /// An output of a plan.
@@ -110,6 +110,11 @@ impl PlannedOutput {
     /// Returns the bytes of encoded chunks on their way to a store.
     pub(super) fn upload_bytes(&self) -> u64 {
         upload_bytes(&self.layout)
+    }
+
+    /// Returns the bytes of answers of a store while the output is read back.
+    pub(super) fn answer_bytes(&self) -> u64 {
+        answer_bytes(&self.layout)
     }
 
     /// Returns the axis of the output along which each axis of the predictions runs.

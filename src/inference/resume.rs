@@ -18,6 +18,7 @@ use super::planned::{PlannedOutput, Resume};
 use super::schedule::Schedule;
 use crate::aggregator::Blend;
 use crate::error::{Error, Result};
+use crate::progress::Progress;
 use crate::region::{Region, chunk_range, indices};
 use crate::volume::{
     Durability, Layout, OutputPart, OutputRequest, Resumable, ResumeOptions, RunParts, Volume,
@@ -122,8 +123,9 @@ impl Schedule {
         volume: &dyn Volume,
         model: &dyn Model,
         begun: bool,
+        progress: Progress<'_>,
     ) -> Result<bool> {
-        match self.publish_parts(resume, volume, model, begun) {
+        match self.publish_parts(resume, volume, model, begun, progress) {
             // Other parts are unfinished, or another process is publishing now.
             Err(Error::MissingChunks { .. } | Error::Locked { .. }) => Ok(false),
             done => done.map(|()| true),
@@ -137,6 +139,7 @@ impl Schedule {
         volume: &dyn Volume,
         model: &dyn Model,
         begun: bool,
+        progress: Progress<'_>,
     ) -> Result<()> {
         let options = |output| self.resume_options(resume, output, volume, model);
         let options: Vec<ResumeOptions> =
@@ -155,7 +158,7 @@ impl Schedule {
             count: parts,
             wrote_part: begun,
         };
-        finalize_all(&outputs, run)
+        finalize_all(&outputs, run, progress)
     }
 
     pub(super) fn resume_options(

@@ -22,7 +22,8 @@ use crate::error::{Error, Result};
 use crate::progress::{Progress, report};
 use crate::queue::Queue;
 use crate::volume::{
-    ReadStats, Volume, VolumeMut, check_distinct, check_output, create, finish_all, give_back_freed,
+    ReadStats, Volume, VolumeMut, check_distinct, check_output, create, finish_within,
+    give_back_freed,
 };
 
 /// The statistics of a run.
@@ -85,7 +86,7 @@ impl Schedule {
             && self.passes.iter().all(passes::is_empty)
         {
             // There are more parts than write chunks, and this part owns none.
-            done.whole = self.assemble(resume, &*volume, &*model, false)?;
+            done.whole = self.assemble(resume, &*volume, &*model, false, progress)?;
             return Ok(done);
         }
         let mut stores = loop {
@@ -158,12 +159,18 @@ impl Schedule {
         let shared = Arc::into_inner(shared).expect("all parts are done");
         let (volume, model) = (shared.volume.into_inner(), shared.model);
         give_back_freed();
-        done.whole = self.finish(stores, &*volume, &*model)?;
+        done.whole = self.finish(stores, &*volume, &*model, progress)?;
         Ok(done)
     }
 
     /// Publishes the outputs if all are complete; returns `false` if other parts are missing.
-    fn finish(&self, stores: Stores, volume: &dyn Volume, model: &dyn Model) -> Result<bool> {
+    fn finish(
+        &self,
+        stores: Stores,
+        volume: &dyn Volume,
+        model: &dyn Model,
+        progress: Progress<'_>,
+    ) -> Result<bool> {
         let Some(resume) = self.resume else {
             for store in stores.outputs {
                 store.finish()?;
@@ -173,11 +180,11 @@ impl Schedule {
         drop(stores.outputs);
         let all = stores.resumed.into_iter();
         let all = all.filter_map(|output| Arc::into_inner(output.0));
-        finish_all(all.collect())?;
+        finish_within(all.collect(), progress)?;
         if resume.part.count() == 1 {
             return Ok(true);
         }
-        self.assemble(resume, volume, model, true)
+        self.assemble(resume, volume, model, true, progress)
     }
 
     fn state(&self, volume: Arc<dyn Volume>, model: Arc<dyn Model>) -> RunState {

@@ -107,7 +107,8 @@ impl InferencePlan {
     /// # Errors
     ///
     /// [`MissingChunks`](Error::MissingChunks), naming the unfinished parts; [`Interrupted`](Error::Interrupted) if
-    /// `progress` asks for it while another process holds the outputs; the errors of [`status`](Self::status) and of
+    /// `progress` asks for it while another process holds the outputs, or while coarser levels are made, whose finished
+    /// chunks are kept for the next commit; the errors of [`status`](Self::status) and of
     /// writing.
     pub fn commit(self, progress: Progress<'_>) -> Result<()> {
         self.schedule().check_resumable()?;
@@ -127,7 +128,7 @@ impl InferencePlan {
                 durability: schedule.resume.map(|it| it.durability).unwrap_or_default(),
                 repeats: true,
             };
-            match schedule.publish_parts(resume, volume, model, false) {
+            match schedule.publish_parts(resume, volume, model, false, progress) {
                 Err(Error::Locked { .. }) => pause(progress)?,
                 done => return done,
             }

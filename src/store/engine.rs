@@ -3,7 +3,8 @@
 //! There is one engine per process, with one runtime, started by the first request. A read waits for its bytes; a
 //! prefetch does not, and its bytes wait for the read. Reads go first. When a request can begin, the ranges of the same
 //! object that are wanted too are added to it, as long as the gaps between them cost less time than a request and
-//! little compared with what is wanted. The bytes of prefetches, running or waiting, have a budget.
+//! little compared with what is wanted. The bytes of prefetches, running or waiting, have a budget, which the plans of
+//! flows count. Bytes that a thread waits for are its own: a plan counts them for each thread.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
@@ -13,6 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use object_store::path::Path as Key;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::Notify;
@@ -27,10 +29,16 @@ use super::process::PerProcess;
 pub(super) const MAX_REQUESTS: usize = 32;
 
 /// Maximum bytes of prefetches, running or waiting to be read.
-pub(crate) const PREFETCH_BYTES: u64 = 64 << 20;
+const PREFETCH_BYTES: u64 = 32 << 20;
 
 /// Maximum bytes of a request that was made of several.
-const MAX_MERGED: u64 = 8 << 20;
+const MAX_MERGED: u64 = 4 << 20;
+
+/// Threads of the runtime.
+const THREADS: usize = 2;
+
+/// Maximum bytes that the engine holds for prefetches: each of its threads may copy what is wanted out of an answer.
+pub(crate) const HELD_BYTES: u64 = PREFETCH_BYTES + THREADS as u64 * MAX_MERGED;
 
 /// Maximum share of the wanted bytes that the gaps of a request may have: one in so many.
 const GAP_SHARE: u64 = 8;
@@ -79,6 +87,9 @@ struct State {
     writing: usize,
     /// Bytes that running requests may return, and of results that were not read yet.
     bytes: u64,
+    /// The most of these bytes so far, with answers that are being divided.
+    #[cfg(any(test, feature = "testing"))]
+    most: u64,
     window: Window,
     pace: Pace,
 }
@@ -195,7 +206,7 @@ pub(super) fn engine() -> io::Result<&'static Engine> {
     ENGINE.get_or_try_init(|| {
         Ok(Engine {
             runtime: Builder::new_multi_thread()
-                .worker_threads(2)
+                .worker_threads(THREADS)
                 .thread_name("voxpatch-store")
                 .enable_all()
                 .build()?,
@@ -249,6 +260,15 @@ impl Engine {
             counts.requests.load(Ordering::Relaxed),
             counts.bytes.load(Ordering::Relaxed),
         )
+    }
+
+    /// Returns the most bytes held since the last call: those of running requests, of answers that nobody has read, and of
+    /// answers that are being divided.
+    #[cfg(any(test, feature = "testing"))]
+    pub(super) fn take_most_held(&self) -> u64 {
+        let mut state = self.lock();
+        let now = state.bytes;
+        std::mem::replace(&mut state.most, now)
     }
 
     /// Begins to write, without waiting for it.
@@ -381,7 +401,12 @@ impl Engine {
                 (Some(&id), _) => id,
                 (None, Some(&id)) => {
                     let more = state.wishes[&id].reserve();
-                    if state.bytes + more > PREFETCH_BYTES && state.bytes > 0 {
+                    if more > PREFETCH_BYTES {
+                        // Its read requests it.
+                        state.remove(id);
+                        continue;
+                    }
+                    if state.bytes + more > PREFETCH_BYTES {
                         state.drop_stale();
                         if state.bytes + more > PREFETCH_BYTES {
                             return;
@@ -405,6 +430,7 @@ impl Engine {
             part,
             limit,
             pin,
+            gaps,
             members,
         } = request;
         // On a task of its own, so that not even a panic leaves a reader waiting.
@@ -423,10 +449,29 @@ impl Engine {
                 "the request failed without a reason",
             ))
         });
+        // A part of an answer would keep all of it until the last of its wishes is read.
+        let own = |range: Option<Range<usize>>| match (&result, range) {
+            (Ok(fetched), Some(range)) if range.len() < fetched.bytes.len() => Ok(Fetched {
+                bytes: Bytes::copy_from_slice(&fetched.bytes[range]),
+                version: Arc::clone(&fetched.version),
+            }),
+            _ => result.clone(),
+        };
+        let own: Vec<_> = members
+            .into_iter()
+            .map(|(id, range)| (id, own(range)))
+            .collect();
         let mut state = self.lock();
+        #[cfg(any(test, feature = "testing"))]
+        if own.len() > 1 {
+            let copied = own.iter().map(|(_, own)| held_bytes(own)).sum::<u64>();
+            state.note_held(copied);
+        }
+        drop(result);
         state.running -= 1;
-        for (id, range) in members {
-            state.fulfill(id, &result, range);
+        state.bytes -= gaps;
+        for (id, own) in own {
+            state.fulfill(id, own);
         }
         self.start(&mut state);
         drop(state);
@@ -457,14 +502,23 @@ struct Request {
     part: Part,
     limit: u64,
     pin: Option<Arc<Version>>,
+    /// Bytes of its range that no wish is for.
+    gaps: u64,
     members: Members,
 }
 
+/// Returns the bytes of a result.
+fn held_bytes(result: &Result<Fetched, Failure>) -> u64 {
+    let held = result.as_ref();
+    held.map_or(0, |fetched| fetched.bytes.len() as u64)
+}
+
 impl Wish {
-    /// Returns the bytes that its request returns, as far as they are known.
+    /// Returns the most bytes that its request returns; of a whole object that a thread waits for, a guess.
     fn reserve(&self) -> u64 {
         match &self.wanted.part {
-            Part::Whole => self.limit.min(1 << 20),
+            Part::Whole if self.readers > 0 => self.limit.min(1 << 20),
+            Part::Whole => self.limit,
             Part::First(length) | Part::Last(length) => *length,
             Part::Range(range) => range.end - range.start,
         }
@@ -557,19 +611,28 @@ impl State {
             }
             part => (part, wish.limit, vec![(first, None)]),
         };
+        let mut wanted = 0;
         for (id, _) in &members {
             self.urgent.remove(id);
             self.ahead.remove(id);
             let wish = self.wishes.get_mut(id).expect("it waits");
             wish.bytes = wish.reserve();
-            self.bytes += wish.bytes;
+            wanted += wish.bytes;
         }
+        let gaps = match &part {
+            Part::Range(range) => (range.end - range.start).saturating_sub(wanted),
+            _ => 0,
+        };
+        self.bytes += wanted + gaps;
+        #[cfg(any(test, feature = "testing"))]
+        self.note_held(0);
         Request {
             client,
             key,
             part,
             limit,
             pin,
+            gaps,
             members,
         }
     }
@@ -598,10 +661,12 @@ impl State {
         let length = |range: &Range<u64>| range.end - range.start;
         let (mut whole, mut wanted) = (range.clone(), length(&range));
         let mut taken = vec![(first, range)];
-        let mut fits = |whole: &mut Range<u64>, next: &Range<u64>, gap: u64| {
+        let room = PREFETCH_BYTES.saturating_sub(self.bytes);
+        let mut fits = |whole: &mut Range<u64>, (next, id): &(Range<u64>, u64), gap: u64| {
             let both = whole.start.min(next.start)..whole.end.max(next.end);
             let all = wanted + length(next);
             let fits = gap <= most
+                && (length(&both) <= room || self.urgent.contains(id))
                 && length(&both) <= MAX_MERGED
                 && length(&both) <= all + all / GAP_SHARE;
             if fits {
@@ -611,16 +676,16 @@ impl State {
             fits
         };
         let split = near.partition_point(|(next, _)| next.start < whole.start);
-        for (next, id) in &near[split..] {
+        for one @ (next, id) in &near[split..] {
             let gap = next.start.saturating_sub(whole.end);
-            if !fits(&mut whole, next, gap) {
+            if !fits(&mut whole, one, gap) {
                 break;
             }
             taken.push((*id, next.clone()));
         }
-        for (next, id) in near[..split].iter().rev() {
+        for one @ (next, id) in near[..split].iter().rev() {
             let gap = whole.start.saturating_sub(next.end);
-            if !fits(&mut whole, next, gap) {
+            if !fits(&mut whole, one, gap) {
                 break;
             }
             taken.push((*id, next.clone()));
@@ -634,24 +699,23 @@ impl State {
         (whole, members)
     }
 
-    /// Hands the result of a request to one of its wishes.
-    fn fulfill(&mut self, id: u64, result: &Result<Fetched, Failure>, range: Option<Range<usize>>) {
+    /// Hands a result to a wish.
+    fn fulfill(&mut self, id: u64, result: Result<Fetched, Failure>) {
         let Some(wish) = self.wishes.get_mut(&id) else {
             return;
         };
-        let own = result.clone().map(|fetched| match range {
-            Some(range) => Fetched {
-                bytes: fetched.bytes.slice(range),
-                ..fetched
-            },
-            None => fetched,
-        });
-        let bytes = own.as_ref().map_or(0, |fetched| fetched.bytes.len() as u64);
+        let bytes = held_bytes(&result);
         self.bytes = self.bytes - wish.bytes + bytes;
         wish.bytes = bytes;
-        wish.result = Some((own, Instant::now()));
+        wish.result = Some((result, Instant::now()));
         if wish.abandoned && wish.readers == 0 {
             self.remove(id);
         }
+    }
+
+    /// Notes how much is held, with `more` bytes of copies.
+    #[cfg(any(test, feature = "testing"))]
+    fn note_held(&mut self, more: u64) {
+        self.most = self.most.max(self.bytes + more);
     }
 }

@@ -26,12 +26,15 @@ mod remote;
 mod source;
 #[cfg(feature = "cloud")]
 mod uploads;
+mod versions;
 #[cfg(not(feature = "cloud"))]
 mod without;
 
 use std::path::{Path, PathBuf};
 
 pub(crate) use self::cache::DiskCache;
+#[cfg(feature = "cloud")]
+pub(crate) use self::engine::HELD_BYTES;
 pub(crate) use self::object::{Digest, Listed, Part, Version};
 pub use self::options::StorageOptions;
 #[cfg(feature = "cloud")]
@@ -39,14 +42,22 @@ pub(crate) use self::remote::Remote;
 pub(crate) use self::source::{Input, Place, read_error};
 #[cfg(feature = "cloud")]
 pub(crate) use self::uploads::Uploads;
+pub(crate) use self::versions::{Versions, version_bytes};
 #[cfg(not(feature = "cloud"))]
-pub(crate) use self::without::{Remote, Uploads};
+pub(crate) use self::without::{HELD_BYTES, Remote, Uploads};
 
 /// Returns the numbers of requests for objects, and of bytes received for them, of this process.
 #[cfg(all(feature = "cloud", any(test, feature = "testing")))]
 #[must_use]
 pub fn request_counts() -> (u64, u64) {
     Remote::counts()
+}
+
+/// Returns the most bytes of answers that were held for reads to come since the last call, and those of running requests.
+#[cfg(all(feature = "cloud", any(test, feature = "testing")))]
+#[must_use]
+pub fn most_held_bytes() -> u64 {
+    Remote::take_most_held()
 }
 
 /// The schemes of addresses.

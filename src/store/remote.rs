@@ -333,6 +333,12 @@ impl Remote {
         running().map(Engine::counts).unwrap_or_default()
     }
 
+    /// Returns the most bytes that were held since the last call.
+    #[cfg(any(test, feature = "testing"))]
+    pub(super) fn take_most_held() -> u64 {
+        running().map_or(0, Engine::take_most_held)
+    }
+
     fn client(&self, path: &Path) -> Result<(&'static Engine, &Arc<Client>)> {
         let engine = engine().map_err(Error::io("start threads for", path))?;
         let target = &self.0.target;

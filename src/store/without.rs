@@ -9,6 +9,9 @@ use super::object::Fetched;
 use super::{Digest, DiskCache, Listed, Part, StorageOptions, Version, shown};
 use crate::error::{Error, Result};
 
+/// Bytes of answers that wait to be read.
+pub(crate) const HELD_BYTES: u64 = 0;
+
 /// A store, of which there is none without the feature `cloud`.
 #[derive(Clone, Debug)]
 pub(crate) struct Remote(Infallible);

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde_json::Value as Json;
 
-use super::chunk::{Chunk, read_by_chunks};
+use super::chunk::{Chunk, intersecting, read_by_chunks};
 use super::lru::Lru;
 use super::{ChunkShape, FreedBytes, Layout, ReadStats, Volume};
 use crate::error::Result;
@@ -43,6 +43,17 @@ impl Cached {
         }
     }
 
+    /// Prefetches the chunks of a box, if that is worth it.
+    fn announce(&self, channels: &Range<u64>, region: Region, length: usize) -> Result<()> {
+        if let Some(chunk) = self.layout.read_chunk
+            && self.layout.remote
+        {
+            self.layout.check_read(channels, region, length)?;
+            intersecting(chunk, channels, region).for_each(|index| self.prefetch(index));
+        }
+        Ok(())
+    }
+
     /// Returns the chunk at `index`, from the cache if it is there.
     ///
     /// # Errors
@@ -72,6 +83,7 @@ impl Volume for Cached {
         if self.layout().read_chunk.is_none() {
             return self.inner.read_channels(channels, region, out);
         }
+        self.announce(&channels, region, out.len())?;
         read_by_chunks(self.layout(), channels, region, out, |index| {
             self.chunk(index)
         })

@@ -156,6 +156,8 @@ pub struct ReadMemory {
     pub shared: u64,
     /// Bytes for each thread that reads.
     pub thread: u64,
+    /// Bytes for all volumes of the process together: answers of stores and web servers that wait to be read.
+    pub answers: u64,
     /// The chunks of the volume that a [`Resampled`](super::Resampled) one computes its voxels from, if it has chunks.
     pub source: Option<SourceChunks>,
 }

@@ -81,7 +81,9 @@ pub use memory::MemoryVolume;
 pub use mismatch::TOLERANCE;
 pub(crate) use mmap::{FreedBytes, give_back_freed};
 pub use mmap::{share_heaps, signal_is_ignored};
-pub(crate) use needs::{decoding_bytes, encoding_bytes, index_bytes, marked_bytes, upload_bytes};
+pub(crate) use needs::{
+    answer_bytes, decoding_bytes, encoding_bytes, index_bytes, marked_bytes, upload_bytes,
+};
 pub use open::open;
 pub use options::{MissingChunks, OpenOptions, Tilt, Values};
 pub use overwrite::{FileKind, FolderKind, Overwrite, UnexpectedEntry};
@@ -98,7 +100,7 @@ pub use resampled::{ControlPoints, Interpolation, Orientation, Resample, Resampl
 pub(crate) use resampled::{Reading, Warp, chunk_source};
 pub(crate) use resume::{
     OutputProgress, OutputRequest, RunParts, begun_options, check_resumable, finalize_all,
-    output_progress,
+    finish_within, output_progress,
 };
 pub use resume::{Resumable, ResumeOptions, finalize, finish_all, partial_options, resumable};
 pub(crate) use slabs::{ROW_MAJOR, Slabs};

@@ -1,8 +1,9 @@
 //! The memory needed to decode and encode chunks.
 
-use super::Layout;
 use super::pyramid::next_shape;
+use super::{Layout, ReadMemory};
 use crate::region::Region;
+use crate::store::{HELD_BYTES, version_bytes};
 
 /// Maximum bytes of shard indexes that a Zarr input caches.
 pub(super) const INDEX_BUDGET: u64 = 64 << 20;
@@ -18,12 +19,13 @@ pub(crate) fn decoding_bytes(input: &Layout) -> u64 {
 }
 
 /// Returns the bytes that an input keeps besides the chunks that its reader holds: the cached shard indexes, two numbers per
-/// chunk, up to the budget, and the caches of wrappers.
+/// chunk, up to the budget, the caches of wrappers, and the answers of stores.
 pub(crate) fn index_bytes(input: &Layout) -> u64 {
     if let Some(source) = input.read_memory.source {
         return source.kept;
     }
-    let kept = input.read_memory.shared;
+    let memory = input.read_memory;
+    let kept = memory.shared.saturating_add(memory.answers);
     let (Some(chunk), Some(shard)) = (input.read_chunk, input.write_chunk) else {
         return kept;
     };
@@ -35,6 +37,33 @@ pub(crate) fn index_bytes(input: &Layout) -> u64 {
     let chunks = (0..4).map(|a| lengths[a].next_multiple_of(shard[a].max(1)) / chunk[a].max(1));
     let indexes = chunks.fold(16, u64::saturating_mul).min(INDEX_BUDGET);
     indexes.saturating_add(kept)
+}
+
+/// Returns the memory of reads of a volume in a store, or on a web server: the versions of its objects, and the answers that
+/// wait to be read.
+pub(super) fn remote_memory(input: &Layout) -> ReadMemory {
+    let [z, y, x] = input.shape;
+    let lengths = [input.channels, z, y, x];
+    let chunk = input.write_chunk.unwrap_or(lengths);
+    let objects = (0..4).map(|a| lengths[a].div_ceil(chunk[a].max(1)));
+    let objects = objects.fold(1, u64::saturating_mul);
+    // No answer is much longer than what it decodes to.
+    let all = input.decoded_bytes().unwrap_or(u64::MAX).saturating_mul(2);
+    ReadMemory {
+        shared: version_bytes(objects),
+        answers: all.min(HELD_BYTES),
+        ..ReadMemory::default()
+    }
+}
+
+/// Returns the bytes of answers that wait to be read while an output in a store is read back; 0 for an output on a file
+/// system.
+pub(crate) fn answer_bytes(output: &Layout) -> u64 {
+    if output.remote {
+        remote_memory(output).answers
+    } else {
+        0
+    }
 }
 
 /// Returns the bytes needed to mark the finished write chunks of a resumable output, on all levels.

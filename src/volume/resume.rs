@@ -19,6 +19,7 @@ use super::{
     partial, space, zarr,
 };
 use crate::error::{Error, Result};
+use crate::progress::{Progress, silent};
 use crate::region::Region;
 use crate::threads::{DEFAULT_MEMORY, threads};
 
@@ -197,6 +198,11 @@ impl VolumeMut for Resumable {
 /// [`Error::MissingChunks`] if an output is not complete, [`Error::Exists`] or [`Error::NotOverwritable`] if its name
 /// has been taken, [`Error::Io`] if a file cannot be written or renamed.
 pub fn finish_all(outputs: Vec<Resumable>) -> Result<()> {
+    finish_within(outputs, &silent)
+}
+
+/// As [`finish_all`]; `progress` may stop the making of coarser levels. What was made is kept for the next run.
+pub(crate) fn finish_within(outputs: Vec<Resumable>, progress: Progress<'_>) -> Result<()> {
     let (mut growing, mut in_stores) = (Vec::new(), Vec::new());
     for output in outputs {
         match output.0 {
@@ -208,8 +214,8 @@ pub fn finish_all(outputs: Vec<Resumable>) -> Result<()> {
     for output in &growing {
         output.check_complete()?;
     }
-    ObjectsPart::finish_all(in_stores)?;
-    ZarrResumable::finish_all(growing)
+    ObjectsPart::finish_all(in_stores, progress)?;
+    ZarrResumable::finish_all(growing, progress)
 }
 
 /// Starts or resumes an output at `path`; `layout` and `options` are as for [`create`](super::create).
@@ -285,7 +291,7 @@ pub fn finalize(
         count: parts,
         wrote_part: false,
     };
-    finalize_all(&[output], parts)
+    finalize_all(&[output], parts, &silent)
 }
 
 /// The finished chunks of an output, as its journals have them.
@@ -333,14 +339,25 @@ pub(crate) struct RunParts {
     pub(crate) wrote_part: bool,
 }
 
-/// Publishes all outputs of a run together, as [`finalize`] publishes one, once all are complete.
-pub(crate) fn finalize_all(outputs: &[OutputRequest<'_>], parts: RunParts) -> Result<()> {
+/// Publishes all outputs of a run together, as [`finalize`] publishes one, once all are complete. `progress` may stop the
+/// making of coarser levels.
+pub(crate) fn finalize_all(
+    outputs: &[OutputRequest<'_>],
+    parts: RunParts,
+    progress: Progress<'_>,
+) -> Result<()> {
     let (mut growing, mut in_stores) = (Vec::new(), Vec::new());
     for output in outputs {
         let (options, resume) = (output.options, output.resume);
         let layout = resumable_layout(output.path, output.layout, options)?;
         if let Some(remote) = zarr::store_of(&layout.path, options)? {
-            in_stores.extend(ObjectsParts::open(remote, &layout, options, resume, parts)?);
+            in_stores.extend(ObjectsParts::open(
+                remote,
+                (&layout, options),
+                resume,
+                parts,
+                progress,
+            )?);
         } else {
             growing.extend(ZarrResumable::open_all(&layout, options, resume, parts)?);
         }
@@ -349,7 +366,7 @@ pub(crate) fn finalize_all(outputs: &[OutputRequest<'_>], parts: RunParts) -> Re
         output.check_complete()?;
     }
     ObjectsParts::publish_all(in_stores)?;
-    ZarrResumable::finish_all(growing)
+    ZarrResumable::finish_all(growing, progress)
 }
 
 /// Checks that an output can be resumed and written in parts.

@@ -19,11 +19,15 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
+use serde_json::Value as Json;
+
 /// A misbehavior of one response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
     /// 503 instead of the object.
     Unavailable,
+    /// 429 instead of the object.
+    TooMany,
     /// 500 instead of the object.
     Broken,
     /// The connection ends after so many bytes of the body.
@@ -45,8 +49,9 @@ pub(crate) enum Fault {
 }
 
 impl Fault {
-    pub(crate) const ALL: [Self; 12] = [
+    pub(crate) const ALL: [Self; 13] = [
         Self::Unavailable,
+        Self::TooMany,
         Self::Broken,
         Self::Reset(0),
         Self::Reset(100),
@@ -114,6 +119,13 @@ impl Server {
         objects.insert(key.to_owned(), (Arc::new(bytes), version));
     }
 
+    /// Serves the bytes of an object under another key, too.
+    pub(crate) fn link(&self, key: &str, other: &str) {
+        let mut objects = self.state.objects.lock().unwrap();
+        let found = objects[key].clone();
+        objects.insert(other.to_owned(), found);
+    }
+
     pub(crate) fn remove(&self, key: &str) {
         self.state.objects.lock().unwrap().remove(key);
     }
@@ -128,6 +140,32 @@ impl Server {
             }
         } else {
             self.put(key, fs::read(path).unwrap());
+        }
+    }
+
+    /// Serves a Zarr of `counts` (z, y, x) copies of the volume at `path`, which is one write chunk. They take no memory.
+    pub(crate) fn put_tiled(&self, key: &str, path: &Path, counts: [u64; 3]) {
+        self.put_all(key, path);
+        let document = path.join("0/zarr.json");
+        let mut document: Json = serde_json::from_slice(&fs::read(document).unwrap()).unwrap();
+        for (axis, count) in counts.into_iter().enumerate() {
+            let length = document["shape"][axis].as_u64().unwrap();
+            document["shape"][axis] = (length * count).into();
+        }
+        self.put(&format!("{key}/0/zarr.json"), document.to_string().into());
+        // It may also have copies of all documents.
+        self.remove(&format!("{key}/zarr.json"));
+        let root = fs::read(path.join("zarr.json")).unwrap();
+        let mut root: Json = serde_json::from_slice(&root).unwrap();
+        root.as_object_mut()
+            .unwrap()
+            .remove("consolidated_metadata");
+        self.put(&format!("{key}/zarr.json"), root.to_string().into());
+        let name = |[z, y, x]: [u64; 3]| format!("{key}/0/c/{z}/{y}/{x}");
+        for z in 0..counts[0] {
+            for (y, x) in (0..counts[1]).flat_map(|y| (0..counts[2]).map(move |x| (y, x))) {
+                self.link(&name([0; 3]), &name([z, y, x]));
+            }
         }
     }
 
@@ -212,10 +250,11 @@ impl State {
                 let _ = stream.shutdown(Shutdown::Both);
                 return None;
             }
-            Some(Fault::Unavailable | Fault::Broken) => {
+            Some(Fault::Unavailable | Fault::TooMany | Fault::Broken) => {
                 self.log.lock().unwrap().push(note);
                 let status = match fault {
                     Some(Fault::Broken) => "500 Oops",
+                    Some(Fault::TooMany) => "429 Too Many Requests",
                     _ => "503 Slow Down",
                 };
                 return stream.write_all(plain(status).as_bytes()).ok();

@@ -141,6 +141,36 @@ fn tiled(place: &Place, name: &str, chunks: [u64; 3]) -> String {
     path
 }
 
+/// Volumes on a web server: the answers that wait to be read, and the versions of objects, are planned too.
+#[test]
+#[cfg(all(target_os = "linux", feature = "cloud"))]
+fn commands_that_read_from_a_server_take_the_memory_that_the_dry_run_reports() {
+    let place = Place::new();
+    let server = crate::object_server::Server::start();
+    let tile = place.store("tile.npy", [64; 3], 1, noise(64 * 64 * 64));
+    let lz4 = ["--codec", "blosc-lz4", "--chunk", "64", "--shard"];
+    for (name, shard) in [("chunks.zarr", "none"), ("shards.zarr", "64")] {
+        let path = place.at(name);
+        succeeds(&[&["convert", &tile, &path], &lz4[..], &[shard]].concat());
+        server.put_tiled(name, path.as_ref(), [10, 3, 3]);
+        let scan = server.url(name);
+        let out = |kind: &str| place.at(&format!("{name}.{kind}"));
+        let infer = [
+            "--patch-size",
+            "64",
+            "--overlap",
+            "16",
+            "--model",
+            "threshold:2000",
+        ];
+        let memory = ["--memory", "160MiB"];
+        keeps(&[&["infer", &scan, &out("zarr")][..], &infer, &memory].concat());
+        keeps(&[&["convert", &scan, &out("convert.zarr")][..], &memory].concat());
+        let count = ["--patch-size", "64", "--samples-per-subject", "60"];
+        keeps(&[&["sample", &scan, "--threads", "2"][..], &count, &memory].concat());
+    }
+}
+
 /// Reads for another spacing are boxes of many sizes, next to cached chunks that stay.
 #[test]
 #[cfg(target_os = "linux")]

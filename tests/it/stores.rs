@@ -13,7 +13,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use voxpatch::volume::{CreateOptions, VolumeExt, ZarrVersion, create, suite};
+use voxpatch::volume::{Codec, CreateOptions, VolumeExt, ZarrVersion, create, suite};
 use voxpatch::{DType, Error, Layout, OpenOptions, Patch, Region, StorageOptions, Volume};
 
 use crate::object_server::{Fault, Server};
@@ -186,6 +186,119 @@ fn requests_run_at_once_up_to_the_limit() {
     );
     let most = server.most_at_once();
     assert!((16..=32).contains(&most), "{most} requests at once");
+}
+
+/// A volume of copies of one write chunk of 128^3 voxels that are not compressed.
+fn tiled(server: &Server, key: &str, shard: Option<[u64; 3]>, counts: [u64; 3]) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("tile.zarr");
+    let chunk = if shard.is_some() { 64 } else { 128 };
+    let options = CreateOptions::default()
+        .with_chunk([chunk; 3])
+        .with_shard(shard)
+        .with_codec(Codec::None);
+    write(&path, &voxels([128; 3]), &options);
+    server.put_tiled(key, &path, counts);
+}
+
+/// More is prefetched than may be held, and read in another order than it was prefetched.
+#[test]
+fn the_answers_that_are_held_take_what_plans_count() {
+    let _alone = alone();
+    let server = Server::start();
+    server.set_latency(Duration::from_millis(5));
+    let counts = [2, 3, 3];
+    tiled(&server, "shards.zarr", Some([128; 3]), counts);
+    tiled(&server, "chunks.zarr", None, counts);
+    for (key, chunk) in [("shards.zarr", 64), ("chunks.zarr", 128)] {
+        let volume = open(&server, key);
+        let layout = volume.layout().clone();
+        assert_eq!(layout.read_chunk, Some([1, chunk, chunk, chunk]));
+        let answers = layout.read_memory.answers;
+        assert!(answers < layout.decoded_bytes().unwrap(), "{answers}");
+        let counts = layout.shape.map(|length| length / chunk);
+        let mut all: Vec<_> = (0..counts.iter().product())
+            .map(|n| {
+                [
+                    0,
+                    n / counts[2] / counts[1],
+                    n / counts[2] % counts[1],
+                    n % counts[2],
+                ]
+            })
+            .collect();
+        let _ = voxpatch::store::most_held_bytes();
+        server.requests();
+        // The indexes of shards come first.
+        for _ in 0..2 {
+            for &index in &all {
+                volume.prefetch(index);
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        let mut random = Random(3);
+        for n in (1..all.len()).rev() {
+            all.swap(n, random.below(n + 1));
+        }
+        let own = 2 * chunk.pow(3);
+        let expected = volume.read_chunk([0; 4]).unwrap();
+        std::thread::scope(|scope| {
+            for part in all.chunks(all.len().div_ceil(2)) {
+                let (volume, expected) = (&volume, &expected);
+                scope.spawn(move || {
+                    for &index in part {
+                        let inside = |a: usize| index[a + 1] * chunk % 128 == 0;
+                        let read = volume.read_chunk(index).unwrap();
+                        assert!(!(0..3).all(inside) || read.voxels == expected.voxels);
+                    }
+                });
+            }
+        });
+        let held = voxpatch::store::most_held_bytes();
+        let most = answers + 2 * own;
+        assert!(held <= most, "{key}: {held} bytes held, {most} planned");
+        assert!(held > answers / 2, "{key}: {held} bytes held");
+        let lengths: Vec<u64> = server
+            .requests()
+            .iter()
+            .filter_map(|request| request.range.clone())
+            .map(|range| range.end - range.start)
+            .collect();
+        if chunk == 64 {
+            let longest = lengths.iter().max().unwrap();
+            assert!((2 * own..=4 << 20).contains(longest), "{longest}");
+        }
+    }
+}
+
+/// Reads everything, and returns the largest number of requests at once.
+fn most_at_once(server: &Server, key: &str, voxels: &Patch) -> usize {
+    let volume = open(server, key);
+    server.most_at_once();
+    let whole = volume.read(Region::whole(SHAPE)).unwrap();
+    assert!(whole.bytes() == voxels.bytes());
+    server.most_at_once()
+}
+
+#[test]
+fn a_server_that_is_overloaded_gets_fewer_requests_for_a_while() {
+    let _alone = alone();
+    let server = Server::start();
+    let (_, voxels) = everything(&server);
+    server.set_latency(Duration::from_millis(15));
+    let read = || most_at_once(&server, "box/chunks.zarr", &voxels);
+    // The pool is the process's, and other tests may have had such answers.
+    let recovered = || (0..80).any(|_| read() >= 31);
+    for fault in [Fault::Unavailable, Fault::TooMany] {
+        assert!(recovered(), "{fault:?}: it does not recover");
+        // Those of opening, and a third of the chunks.
+        server.fail((0..24).map(|n| (n >= 6).then_some(fault)));
+        read();
+        server.fail([]);
+        let most = read();
+        assert!((1..=20).contains(&most), "{fault:?}: {most} at once");
+    }
+    assert!(recovered(), "it does not recover");
 }
 
 #[test]

@@ -623,6 +623,61 @@ fn a_commit_that_is_killed_while_it_makes_coarser_levels_is_continued() {
     assert!(left.is_some_and(|left| left < all), "{left:?} of {all}");
 }
 
+/// Returns a progress that stops the making of coarser levels after so many chunks.
+fn stopping(chunks: u64) -> impl Fn(u64, u64) -> ControlFlow<()> + Sync {
+    let begun = AtomicU64::new(0);
+    move |_, total| {
+        if total == 0 && begun.fetch_add(1, Ordering::SeqCst) >= chunks {
+            return ControlFlow::Break(());
+        }
+        ControlFlow::Continue(())
+    }
+}
+
+#[test]
+fn a_commit_that_is_stopped_while_it_makes_coarser_levels_makes_no_chunk_twice() {
+    let settings = Settings {
+        pyramid: true,
+        ..Settings::default()
+    };
+    let wanted = expected(&settings);
+    let all = wanted.iter().filter(|(key, _)| is_coarser(key)).count() as u64;
+    for chunks in [0, 1, 4] {
+        let name = format!("stopped{chunks}");
+        let store = named(&format!("memory://{name}"));
+        let process = Process::new(&name, &store);
+        let puts = Arc::new(AtomicU64::new(0));
+        let counted = Arc::clone(&puts);
+        process.faults(move |request, key, _| {
+            let is_made = request == "put" && is_coarser(key);
+            counted.fetch_add(u64::from(is_made), Ordering::SeqCst);
+            None
+        });
+        let [first @ .., last] = four();
+        for part in first {
+            assert_eq!(process.run(&settings, part), Some(false));
+        }
+        let part = process.job(&settings).with_part(last, Durability::None);
+        let mut done = part
+            .unwrap()
+            .with_repeats()
+            .run(&stopping(chunks))
+            .map(|_| ());
+        let mut stops = 0;
+        while let Err(error) = done {
+            assert!(matches!(error, Error::Interrupted), "{error:?}");
+            stops += 1;
+            let status = process.job(&settings).status().unwrap();
+            assert!(status.is_complete() && !status.published, "{status:?}");
+            assert!(!names(&store).iter().any(|key| key.ends_with("zarr.json")));
+            done = process.job(&settings).commit(&stopping(chunks + 1));
+        }
+        assert!(stops > 1, "{stops} of {all}");
+        assert!(store.objects() == wanted, "{chunks}: {:?}", names(&store));
+        assert_eq!(puts.load(Ordering::SeqCst), all, "{chunks}");
+    }
+}
+
 #[test]
 fn coarser_levels_are_made_from_chunks_that_are_put_again_in_the_meantime() {
     let settings = Settings {

@@ -164,6 +164,7 @@ impl BlockVolume {
         let memory = ReadMemory {
             shared: source.blocks.bytes(),
             thread: voxels.saturating_mul(2 * layout.dtype.size() as u64 + 8),
+            answers: 0,
             source: None,
         };
         source.layout.read_memory = memory;

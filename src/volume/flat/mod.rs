@@ -26,6 +26,7 @@ use self::stream::StreamVolume;
 use self::strided::{Strided, to_native};
 use super::format::{DataStart, Encoding, FlatHeader, excerpt, unknown};
 use super::mmap::Map;
+use super::needs::remote_memory;
 use super::options::OpenOptions;
 use super::read_method::ReadMethod;
 use super::watch::FileWatch;
@@ -308,10 +309,12 @@ impl Source {
 
     /// Returns the layout of the volume named `path`.
     fn layout(&self, path: &Path, header: &FlatHeader) -> Layout {
-        Layout {
-            remote: self.input.object().is_some(),
-            ..header.layout(path)
+        let mut layout = header.layout(path);
+        if self.input.object().is_some() {
+            layout.remote = true;
+            layout.read_memory = remote_memory(&layout);
         }
+        layout
     }
 }
 

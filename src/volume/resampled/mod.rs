@@ -401,6 +401,7 @@ impl Resampled {
         ReadMemory {
             shared: own.shared,
             thread: own.thread.saturating_add(thread),
+            answers: own.answers,
             source: None,
         }
     }
@@ -1102,6 +1103,7 @@ fn memory(own: &Layout, grid: &VoxelGrid, interpolation: Interpolation) -> ReadM
     ReadMemory {
         shared: own.read_memory.shared.saturating_add(cache_bytes(own)),
         thread: own.read_memory.thread.saturating_add(block),
+        answers: own.read_memory.answers,
         source: None,
     }
 }

@@ -499,7 +499,7 @@ impl Group {
             count: part.count(),
             wrote_part: true,
         };
-        match finalize_all(&whole, parts) {
+        match finalize_all(&whole, parts, &silent) {
             Err(Error::MissingChunks { .. }) => Ok(false),
             done => done.map(|()| true),
         }

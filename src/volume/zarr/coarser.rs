@@ -10,6 +10,7 @@ use super::super::{Layout, Volume, needs, rebuilding_bytes};
 use super::ZarrVolume;
 use super::arrays::{Arrays, ChunkPlace};
 use crate::error::{Error, Result};
+use crate::progress::{Progress, report};
 use crate::region::{Region, chunk_range, indices};
 use crate::threads::pool;
 
@@ -33,12 +34,12 @@ const ATTEMPTS: u32 = 5;
 /// Makes the missing chunks of coarser levels, each from the level before it.
 ///
 /// In a store, another process may put a chunk again while it is read, with the same bytes but a different version: then it
-/// is read again.
+/// is read again. `progress` may stop this before any chunk.
 pub(super) fn rebuild(
     (arrays, levels): (&Arrays, &[Level]),
-    pyramid: Option<Pyramid>,
-    threads: usize,
+    (pyramid, threads): (Option<Pyramid>, usize),
     stored: &dyn Levels,
+    progress: Progress<'_>,
 ) -> Result<()> {
     let Some(pyramid) = pyramid else {
         return Ok(());
@@ -55,6 +56,7 @@ pub(super) fn rebuild(
         stored.settle()?;
         let finer = stored.open(n)?;
         let rebuild = |(channel, index): (u64, [u64; 3])| {
+            report(progress, 0, 0)?;
             let region = array.region(index);
             let finer = FinerChannel {
                 stored,
@@ -80,7 +82,8 @@ pub(super) fn rebuild(
 
 /// Returns the number of threads for which the memory is enough, at least one.
 pub(super) fn rebuilding_threads(layout: &Layout, resume: &ResumeOptions) -> usize {
-    let memory = resume.memory.saturating_sub(needs::upload_bytes(layout));
+    let requests = needs::upload_bytes(layout) + needs::answer_bytes(layout);
+    let memory = resume.memory.saturating_sub(requests);
     let fitting = memory / rebuilding_bytes(layout).max(1);
     let fitting = usize::try_from(fitting).unwrap_or(usize::MAX);
     fitting.min(resume.threads).max(1)

@@ -58,7 +58,7 @@ use super::decoders::caught;
 use super::files::identity;
 use super::format::excerpt;
 use super::lru::Lru;
-use super::needs::INDEX_BUDGET;
+use super::needs::{INDEX_BUDGET, remote_memory};
 use super::options::{MissingChunks, OpenOptions};
 use super::watch::FileWatch;
 use super::{Axes, ChunkShape, Counter, Format, Layout, ReadStats, Rescale, Volume};
@@ -210,7 +210,7 @@ impl ZarrVolume {
         )?;
         match tree {
             Tree::Objects(objects) => {
-                volume.layout.remote = true;
+                volume.set_remote();
                 for (path, version) in tree.versions() {
                     volume
                         .watch
@@ -283,6 +283,12 @@ impl ZarrVolume {
             });
         }
         Ok((Box::new(blocks), name))
+    }
+
+    /// Notes that the array is in a store.
+    fn set_remote(&mut self) {
+        self.layout.remote = true;
+        self.layout.read_memory = remote_memory(&self.layout);
     }
 
     fn with_store(

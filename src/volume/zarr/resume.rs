@@ -18,6 +18,7 @@ use super::coarser::{Levels, rebuild, rebuilding_threads};
 use super::document::{self, PlannedLevel, sizes};
 use super::write::{name, text};
 use crate::error::{Error, Result};
+use crate::progress::{Progress, silent};
 use crate::region::Region;
 
 /// An image, or a part of one, under construction.
@@ -123,7 +124,7 @@ impl ZarrResumable {
 
     /// Finishes the images of one run, and renames them to their final names unless they are single parts of several.
     /// None gets its name before all are complete.
-    pub(in super::super) fn finish_all(images: Vec<Self>) -> Result<()> {
+    pub(in super::super) fn finish_all(images: Vec<Self>, progress: Progress<'_>) -> Result<()> {
         for image in &images {
             image.check_complete()?;
         }
@@ -132,7 +133,8 @@ impl ZarrResumable {
         }
         for image in &images {
             let arrays = (&image.arrays, &*image.levels);
-            rebuild(arrays, image.options.pyramid, image.threads, image)?;
+            let how = (image.options.pyramid, image.threads);
+            rebuild(arrays, how, image, progress)?;
         }
         let partials: Vec<Partial> = images.into_iter().map(|image| image.partial).collect();
         partial::publish(&partials)
@@ -203,7 +205,7 @@ impl VolumeMut for ZarrResumable {
     }
 
     fn finish(self: Box<Self>) -> Result<()> {
-        Self::finish_all(vec![*self])
+        Self::finish_all(vec![*self], &silent)
     }
 }
 

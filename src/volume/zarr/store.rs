@@ -18,14 +18,13 @@ use rustix::buffer::spare_capacity;
 
 use super::super::archive::Archive;
 use super::super::foreign;
-use super::super::lru::Lru;
 use super::super::options::OpenOptions;
 use super::super::read_method::is_remote;
 use super::super::watch::Since;
 use super::{folder_bytes, json};
 use crate::error::{Error, Result};
 use crate::files::open_at_once;
-use crate::store::{Part, Remote, Version};
+use crate::store::{Part, Remote, Version, Versions};
 
 /// A store of values by key, which can be read in part.
 pub(super) trait Store: Debug + Send + Sync {
@@ -444,21 +443,15 @@ pub(super) struct Objects {
     remote: Remote,
     path: PathBuf,
     /// The versions of the objects that were read last, to notice if one is replaced.
-    versions: Lru<String, Arc<Version>>,
+    versions: Versions,
 }
 
 impl Objects {
-    /// Bytes of the versions that are remembered.
-    const VERSIONS: u64 = 16 << 20;
-
     pub(super) fn new(remote: &Remote, path: &Path) -> Self {
-        let bytes = |version: &Arc<Version>| {
-            size_of::<Version>() + version.etag.as_ref().map_or(0, String::len)
-        };
         Self {
             remote: remote.clone(),
             path: path.to_path_buf(),
-            versions: Lru::new(Self::VERSIONS, bytes),
+            versions: Versions::default(),
         }
     }
 }
@@ -471,9 +464,8 @@ impl Store for Objects {
         limits: Limits<'_>,
         pin: Option<&Arc<Version>>,
     ) -> Result<Option<StoredPart>> {
-        let key = key.to_owned();
-        let path = self.path.join(&key);
-        let known = self.versions.get(&key);
+        let path = self.path.join(key);
+        let known = self.versions.get(key);
         let range = part.clone();
         let refused = |size: u64| match (limits.check)(size) {
             Err(error) => error,
@@ -492,8 +484,7 @@ impl Store for Objects {
         };
         (limits.check)(found.version.size)?;
         if known.is_none() {
-            let version = || Ok::<_, Error>(Arc::clone(&found.version));
-            self.versions.get_or_load(&key, version)?;
+            self.versions.insert(key, &found.version);
         }
         Ok(Some(StoredPart {
             bytes: found.bytes.into(),
@@ -503,14 +494,14 @@ impl Store for Objects {
     }
 
     fn exists(&self, key: &str) -> Result<bool> {
-        if self.versions.contains(&key.to_owned()) {
+        if self.versions.contains(key) {
             return Ok(true);
         }
         Ok(self.remote.version(&self.path.join(key))?.is_some())
     }
 
     fn prefetch(&self, key: &str, part: Part, limit: u64, pin: Option<&Arc<Version>>) {
-        let known = self.versions.get(&key.to_owned());
+        let known = self.versions.get(key);
         let pin = pin.or(known.as_ref());
         self.remote.prefetch(&self.path.join(key), part, limit, pin);
     }

@@ -60,6 +60,7 @@ impl Budget {
                 .saturating_add(needs.patch.saturating_mul(2))
                 .saturating_add(needs.write)
                 .saturating_add(needs.read.shared)
+                .saturating_add(needs.read.answers)
         };
         let mut threads = threads.max(1);
         loop {

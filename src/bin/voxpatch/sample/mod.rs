@@ -281,6 +281,7 @@ fn budget(settings: &SampleArgs, inputs: &[Input], patch: Shape) -> voxpatch::Re
         for read in maps.chain([image.loading_memory(patch)]) {
             needs.read.shared = needs.read.shared.saturating_add(read.shared);
             needs.read.thread = needs.read.thread.max(read.thread);
+            needs.read.answers = needs.read.answers.max(read.answers);
         }
         for map in input.maps() {
             needs.maps = true;

@@ -16,6 +16,7 @@ use super::claim::TaskRun;
 use super::note::{self, Note, NoteName, NotedChunk, Stored, is_note};
 use super::{CLAIM, coarser, create_same};
 use crate::error::{Error, Result};
+use crate::progress::Progress;
 use crate::region::Region;
 use crate::store::{Listed, Part, Remote};
 
@@ -63,9 +64,9 @@ pub(super) struct Checked {
 impl Checked {
     /// Checks that there are notes of all chunks of the finest level, and that their objects are as they are noted. Makes
     /// the chunks of coarser levels that have no such note. Returns `None` if another process has published the output.
-    pub(super) fn new(output: &RunOutput) -> Result<Option<Self>> {
+    pub(super) fn new(output: &RunOutput, progress: Progress<'_>) -> Result<Option<Self>> {
         let run = &output.run;
-        match Self::completed(output) {
+        match Self::completed(output, progress) {
             // Objects that another process removes or writes when it publishes the output.
             Err(error) => match run.is_published() {
                 Ok(true) => {
@@ -81,7 +82,7 @@ impl Checked {
         }
     }
 
-    fn completed(output: &RunOutput) -> Result<Self> {
+    fn completed(output: &RunOutput, progress: Progress<'_>) -> Result<Self> {
         let run = &output.run;
         let mut note = Note::default();
         if output.pyramid.is_some() {
@@ -91,7 +92,7 @@ impl Checked {
         if !found.is_complete() {
             found.mark(&output.arrays);
             // Another run of a part may replace its note by one without what this one found there.
-            let note = coarser::make(output, found.coarser)?;
+            let note = coarser::make(output, found.coarser, progress)?;
             found = Found::of(output, &note)?;
             if !found.is_complete() {
                 return Err(changed(run, "others write its coarser levels"));

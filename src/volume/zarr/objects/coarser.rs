@@ -13,16 +13,19 @@ use super::check::{RunOutput, changed};
 use super::note::{Note, NoteName};
 use super::recorder::Recorder;
 use crate::error::Result;
+use crate::progress::Progress;
 
 /// Makes the chunks of coarser levels that are not marked as written. Returns the note that has them, and those of `note`.
-pub(super) fn make(output: &RunOutput, note: Note) -> Result<Note> {
+/// If `progress` stops this, what has arrived is noted.
+pub(super) fn make(output: &RunOutput, note: Note, progress: Progress<'_>) -> Result<Note> {
     let limit = upload_bytes(output.arrays.layout());
     let maker = Maker {
         output,
         recorder: Recorder::new(&output.run, NoteName::Coarser, limit, note),
     };
     let levels = (&output.arrays, &*output.sizes);
-    match rebuild(levels, output.pyramid, output.threads, &maker) {
+    let how = (output.pyramid, output.threads);
+    match rebuild(levels, how, &maker, progress) {
         Ok(()) => Ok(maker.recorder.take_note()),
         Err(error) => {
             maker.recorder.give_up(&output.run);
@@ -48,7 +51,7 @@ impl Levels for Maker<'_> {
             &planned.document,
             &OpenOptions::default(),
         )?;
-        volume.layout.remote = true;
+        volume.set_remote();
         Ok(volume)
     }
 

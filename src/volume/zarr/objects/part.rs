@@ -23,6 +23,7 @@ use super::check::{Checked, RunOutput, changed};
 use super::note::NoteName;
 use super::recorder::Recorder;
 use crate::error::{Error, Result};
+use crate::progress::Progress;
 use crate::region::Region;
 use crate::store::Remote;
 
@@ -149,7 +150,10 @@ impl ObjectsPart {
 
     /// Finishes parts of one run, and publishes the outputs of which they are the only ones. None is published before all
     /// are complete.
-    pub(in super::super::super) fn finish_all(parts: Vec<Self>) -> Result<()> {
+    pub(in super::super::super) fn finish_all(
+        parts: Vec<Self>,
+        progress: Progress<'_>,
+    ) -> Result<()> {
         let mut whole = Vec::new();
         for mut part in parts {
             part.complete()?;
@@ -157,7 +161,9 @@ impl ObjectsPart {
                 whole.push(part);
             }
         }
-        let checked = whole.iter().map(|part| Checked::new(&part.output));
+        let checked = whole
+            .iter()
+            .map(|part| Checked::new(&part.output, progress));
         let checked: Vec<_> = checked.collect::<Result<_>>()?;
         for (part, checked) in whole.iter().zip(checked) {
             if let Some(checked) = checked {
@@ -188,10 +194,10 @@ impl ObjectsParts {
     /// Opens and checks all parts of an output. Returns `None` if the run has published it.
     pub(in super::super::super) fn open(
         remote: Remote,
-        layout: &Layout,
-        options: &CreateOptions,
+        (layout, options): (&Layout, &CreateOptions),
         resume: &ResumeOptions,
         parts: RunParts,
+        progress: Progress<'_>,
     ) -> Result<Option<Self>> {
         let output = RunOutput::new(remote, (layout, options), resume, parts.count)?;
         let run = &output.run;
@@ -215,7 +221,7 @@ impl ObjectsParts {
                 });
             }
         }
-        let checked = Checked::new(&output)?;
+        let checked = Checked::new(&output, progress)?;
         Ok(checked.map(|checked| Self { output, checked }))
     }
 

@@ -9,8 +9,8 @@ use crate::volume::{CreateOptions, ReadMethod, ZarrVersion, create};
 
 fn opened(path: &Path, read_method: ReadMethod, missing_chunks: MissingChunks) -> ZarrVolume {
     let options = OpenOptions {
-        read_method,
         missing_chunks,
+        read_method,
         ..OpenOptions::default()
     };
     ZarrVolume::open(path, &options).unwrap()
@@ -116,7 +116,7 @@ fn a_missing_truncated_or_replaced_file_is_the_error_that_it_is_when_chunks_are_
     // The file is truncated before it is read, or removed.
     fs::write(&chunk, &bytes[..1000]).unwrap();
     let truncated = both(MissingChunks::Fill).map(|volume| read_all(&volume).unwrap_err());
-    let [a, b] = truncated.map(|error| error.with_causes().to_string());
+    let [a, b] = truncated.map(|error| error.with_causes());
     assert!(
         a == b && a.contains("1000 bytes instead of 1024"),
         "{a}, {b}"
@@ -136,7 +136,7 @@ fn a_missing_truncated_or_replaced_file_is_the_error_that_it_is_when_chunks_are_
                 .open(&chunk)
                 .unwrap()
                 .set_len(1000)
-                .unwrap()
+                .unwrap();
         },
         &|| {
             let other = folder.path().join("other");
