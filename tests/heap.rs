@@ -1,9 +1,9 @@
 //! The heap of a training loader and of a prediction, counted by this test's allocator.
 
-#![allow(unsafe_code, reason = "an allocator is unsafe by definition")]
 #![allow(clippy::unwrap_used, reason = "all functions here are of a test")]
 
-use std::alloc::{GlobalAlloc, Layout as Memory, System};
+mod counting;
+
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,36 +17,6 @@ use voxpatch::{
     AggregatorOptions, Blend, DType, InferenceOptions, Layout, MemoryVolume, Model, OutputTarget,
     Predictor, Reduce, Region, Result, Shape, Volume, builtin_model,
 };
-
-struct Counting;
-
-static NOW: AtomicU64 = AtomicU64::new(0);
-static PEAK: AtomicU64 = AtomicU64::new(0);
-/// The number of allocations of [`FEW_VOXELS`] or more.
-static LARGE: AtomicU64 = AtomicU64::new(0);
-
-/// Bytes below those of any buffer of voxels here, and above those of tables and lists.
-const FEW_VOXELS: usize = 12 << 10;
-
-// SAFETY: every call is passed to the system's allocator; only sizes are counted.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, memory: Memory) -> *mut u8 {
-        LARGE.fetch_add(u64::from(memory.size() >= FEW_VOXELS), Ordering::Relaxed);
-        let now = NOW.fetch_add(memory.size() as u64, Ordering::Relaxed) + memory.size() as u64;
-        PEAK.fetch_max(now, Ordering::Relaxed);
-        // SAFETY: the caller's guarantees are those that the system's allocator requires.
-        unsafe { System.alloc(memory) }
-    }
-
-    unsafe fn dealloc(&self, at: *mut u8, memory: Memory) {
-        NOW.fetch_sub(memory.size() as u64, Ordering::Relaxed);
-        // SAFETY: as above.
-        unsafe { System.dealloc(at, memory) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 /// A volume of zeros whose decodes take a second buffer of a chunk's length.
 #[derive(Debug)]
@@ -116,10 +86,10 @@ fn many_epochs_and_many_subjects_leave_nothing_behind() {
     };
     (0..50).for_each(one);
     dataset.release();
-    let before = NOW.load(Ordering::Relaxed);
+    let before = counting::now();
     (50..10_000).for_each(one);
     dataset.release();
-    assert_eq!(NOW.load(Ordering::Relaxed), before, "after 10 000 epochs");
+    assert_eq!(counting::now(), before, "after 10 000 epochs");
 
     let subjects = LazySubjects::new(1_000_000, subject);
     let dataset = Dataset::new(subjects, UniformPatches::new([8; 3]))
@@ -130,13 +100,11 @@ fn many_epochs_and_many_subjects_leave_nothing_behind() {
     for n in 0..20_000 {
         loader.next().unwrap().unwrap();
         if n == 2000 {
-            most = PEAK
-                .load(Ordering::Relaxed)
-                .max(NOW.load(Ordering::Relaxed));
-            PEAK.store(0, Ordering::Relaxed);
+            most = counting::peak();
+            counting::restart();
         }
     }
-    let peak = PEAK.load(Ordering::Relaxed);
+    let peak = counting::peak();
     assert!(
         peak <= most + (2 << 20),
         "{peak} after 20 000 subjects, {most} after 2000"
@@ -156,8 +124,7 @@ fn patches_pieces_chunks_and_decodes_together_stay_within_the_budget() {
             .seed(3);
         for threads in [0, 1, 4] {
             for mib in [8, 16, 32] {
-                let before = NOW.load(Ordering::Relaxed);
-                PEAK.store(before, Ordering::Relaxed);
+                let before = counting::restart();
                 let options = LoaderOptions::default()
                     .with_threads(threads)
                     .with_memory(mib << 20)
@@ -169,11 +136,11 @@ fn patches_pieces_chunks_and_decodes_together_stay_within_the_budget() {
                 }
                 let stats = loader.stats();
                 drop(loader);
-                let peak = PEAK.load(Ordering::Relaxed) - before;
-                let left = NOW.load(Ordering::Relaxed) - before;
+                let peak = counting::peak() - before;
+                let left = counting::now() - before;
                 assert!(left <= mib << 20, "{left} for the next epoch");
                 dataset.release();
-                let left = NOW.load(Ordering::Relaxed) - before;
+                let left = counting::now() - before;
                 let case = format!(
                     "patch {patch}, chunk {chunk}, batch {batch}, {threads} threads, {mib} MiB"
                 );
@@ -207,7 +174,7 @@ fn allocations(
     target.blending = options.clone();
     let (before, after) = (AtomicU64::new(0), AtomicU64::new(0));
     let progress = |done: u64, total: u64| {
-        let count = LARGE.load(Ordering::Relaxed);
+        let count = counting::large();
         if done <= total / 3 {
             before.store(count, Ordering::Relaxed);
         } else if done <= 2 * total / 3 {

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::cli::interrupt;
-use crate::tool::{Place, command, fails, names, ramp};
+use crate::tool::{Place, command, ends_with_its_test, fails, names, ramp};
 
 /// Returns the command, started by a shell after `shell`.
 fn after(shell: &str, args: &[&str]) -> Command {
@@ -18,6 +18,7 @@ fn after(shell: &str, args: &[&str]) -> Command {
         .arg(inner.get_program())
         .args(inner.get_args())
         .stdin(Stdio::null());
+    ends_with_its_test(&mut outer);
     outer
 }
 

@@ -351,6 +351,51 @@ fn an_output_that_may_not_fit_is_warned_of_before_the_work() {
     assert_eq!(names(place.path()), ["enormous.zarr"]);
 }
 
+/// Names the volume that a process of its own copies until it is killed.
+const COPIED: &str = "VOXPATCH_TEST_COPIED";
+
+#[test]
+#[ignore = "the test below kills it"]
+fn a_test_that_is_killed() {
+    let source = std::env::var(COPIED).expect("the test below sets it");
+    let target = format!("{source}.copy.zarr");
+    let mut child = begun(&["convert", &source, &target]);
+    println!("\nstarted {}", child.id());
+    child.wait().expect("it ends");
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_command_ends_with_the_test_that_started_it() {
+    let place = Place::new();
+    let source = enormous(&place);
+    let mut test = Command::new(std::env::current_exe().expect("this program"))
+        .args(["together::a_test_that_is_killed", "--exact", "--nocapture"])
+        .arg("--ignored")
+        .env(COPIED, &source)
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("it starts");
+    let lines = BufReader::new(test.stdout.take().expect("it is piped")).lines();
+    let mut lines = lines.map(|line| line.expect("UTF-8"));
+    let id = lines.find_map(|line| line.strip_prefix("started ").map(str::to_owned));
+    let process = Path::new("/proc").join(id.expect("it says so"));
+    wait_for(&place, ".incomplete");
+    assert!(process.exists());
+    test.kill().expect("it runs");
+    test.wait().expect("it ends");
+    let is_running = || {
+        // Without a parent that takes its status, its entry may stay.
+        let state = fs::read_to_string(process.join("stat")).unwrap_or_default();
+        !state.is_empty() && !state.contains(") Z ")
+    };
+    let deadline = Instant::now() + Duration::from_mins(1);
+    while is_running() {
+        assert!(Instant::now() < deadline, "it outlives its test");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
 #[test]
 fn sample_checks_the_disk_before_it_writes() {
     let place = Place::new();

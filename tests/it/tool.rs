@@ -17,8 +17,33 @@ pub(crate) fn command(args: &[&str]) -> Command {
     command.args(args).stdin(Stdio::null());
     // On a slow machine, a command of a test may be long enough for lines of progress.
     command.env("VOXPATCH_PROGRESS_INTERVAL", "0");
+    ends_with_its_test(&mut command);
     command
 }
+
+/// Makes the system kill the command when the thread that starts it ends: one that would write for hours must not outlive
+/// a test that fails or is killed.
+#[cfg(target_os = "linux")]
+#[expect(
+    unsafe_code,
+    reason = "between fork and exec, few functions may be called"
+)]
+pub(crate) fn ends_with_its_test(command: &mut Command) {
+    use std::os::unix::process::CommandExt;
+    let signal = || {
+        // SAFETY: a system call that changes nothing in memory; it may be made after a fork.
+        match unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) } {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        }
+    };
+    // SAFETY: the closure makes one system call, and allocates nothing where it succeeds.
+    unsafe { command.pre_exec(signal) };
+}
+
+/// Other systems have no such signal.
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn ends_with_its_test(_: &mut Command) {}
 
 fn run(args: &[&str]) -> Output {
     command(args).output().expect("the command starts")

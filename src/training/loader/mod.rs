@@ -38,6 +38,7 @@ mod pool;
 mod reuse;
 mod sample;
 mod schedule;
+mod slow;
 mod staging;
 mod wait;
 
@@ -54,12 +55,12 @@ use self::gather::Gather;
 use self::mixing::Mixing;
 use self::pool::SamplePool;
 use self::schedule::{Delivered, Limits, Schedule};
+use self::slow::SlowImages;
 use super::factory::SamplerFactory;
 use super::plan::EpochPlan;
 use super::state::LoaderState;
 use super::subjects::Subjects;
 use crate::error::{Error, Result};
-use crate::volume::PatchCost;
 
 /// The maximum number of reasons in the statistics.
 const MAX_REASONS: usize = 100;
@@ -93,6 +94,7 @@ pub struct Loader {
     on_error: OnError,
     stats: LoaderStats,
     mixing: Mixing,
+    slow: SlowImages,
     finished: bool,
     /// Gets what this epoch leaves to the next.
     carry: Option<Carry>,
@@ -186,6 +188,7 @@ impl Loader {
             on_error: options.on_error,
             stats: LoaderStats::default(),
             mixing: Mixing::new(options.shard.batch_size),
+            slow: SlowImages::default(),
             finished: false,
             carry: options.carry.clone(),
         };
@@ -326,6 +329,7 @@ impl Loader {
             copies: counters.copies.load(Ordering::Relaxed),
             fill: self.schedule.fill(),
             subjects_per_batch: self.mixing.mean(),
+            slow: self.slow.texts().to_vec(),
             ..self.stats.clone()
         }
     }
@@ -358,7 +362,8 @@ impl Loader {
             Delivered::Sample(sample) => {
                 self.stats.delivered += 1;
                 self.mixing.count(sample.subject_index);
-                self.look_for_slow_images(&sample);
+                let (subject, patch) = (sample.subject_index, sample.region.shape);
+                self.slow.look(subject, sample.subject(), patch);
                 Ok(Some(*sample))
             }
             Delivered::LeftOut { index, name } => {
@@ -373,23 +378,6 @@ impl Loader {
             }
             Delivered::Error(error) => Err(Error::shared(error)),
         })
-    }
-
-    fn look_for_slow_images(&mut self, sample: &Sample) {
-        for image in sample.subject().images() {
-            if self.stats.slow.len() == MAX_REASONS {
-                return;
-            }
-            let layout = image.volume.layout();
-            let Some(cost) = PatchCost::of(layout, sample.region.shape) else {
-                continue;
-            };
-            let path = layout.path.display();
-            let text = format!("{path}: voxels decoded for each voxel of a patch: {cost}");
-            if !self.stats.slow.contains(&text) {
-                self.stats.slow.push(text);
-            }
-        }
     }
 
     fn leave_out(&mut self, reason: String) {
