@@ -92,7 +92,7 @@ fn store(target: &str, name: &str, bytes: &[u8]) -> Seed {
     } else {
         let says = |what: &str| text.contains(what);
         let is_dotted = if key.contains('.') {
-            !says(r#""separator": "/""#)
+            !says(r#"separator": "/""#)
         } else {
             says(r#""separator": ".""#)
         };

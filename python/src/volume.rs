@@ -207,10 +207,15 @@ pub(crate) struct Volume {
 
 impl Volume {
     pub(crate) fn new(source: Source, image: Image) -> Self {
+        let chosen = Subset {
+            channels: Some(image.channels.clone().into()),
+            ..Subset::default()
+        };
+        let chosen = chosen.of(Arc::clone(&image.volume));
         Self {
             source,
             layout: image.volume.layout().clone(),
-            time_points: image.volume.time_points(),
+            time_points: chosen.ok().and_then(|chosen| chosen.time_points()),
             opened: Mutex::new((process::id(), Arc::new(image))),
         }
     }

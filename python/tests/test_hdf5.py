@@ -67,6 +67,41 @@ def test_layouts_of_h5py(tmp_path):
     assert count >= 110
 
 
+def test_szip_and_nbit(tmp_path):
+    path, count = tmp_path / "a.h5", 0
+    if not h5py.h5z.filter_avail(h5py.h5z.FILTER_SZIP):
+        pytest.skip("this HDF5 has no szip")
+    small = ["uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64"]
+    for dtype, options, chunk in itertools.product(
+        small, [("nn", 8), ("nn", 32), ("ec", 8), ("ec", 16)], [(4, 8, 16), (5, 7, 9), (17, 33, 40)]
+    ):
+        voxels = made((17, 33, 40), dtype)
+        for more in [{}, {"shuffle": True}, {"fletcher32": True}]:
+            with h5py.File(path, "w") as file:
+                file.create_dataset("raw", data=voxels, chunks=chunk, compression="szip", compression_opts=options, **more)
+            check_voxels(path, voxels[None], (dtype, options, chunk, more), trusted=False)
+            count += 1
+    noise = np.random.default_rng(1).integers(0, 1 << 16, (9, 20, 30), "uint16")
+    for order in "<>":
+        with h5py.File(path, "w") as file:
+            file.create_dataset("raw", data=noise.astype(f"{order}u2"), chunks=(4, 8, 16), compression="szip")
+        check_voxels(path, noise[None], f"noise {order}")
+    with h5py.File(path, "w") as file:
+        file.create_dataset("raw", data=noise, chunks=(4, 8, 16), compression=h5py.h5z.FILTER_NBIT)
+    check_voxels(path, noise[None], "nbit")
+    assert count == 8 * 4 * 3 * 3
+
+
+def test_contiguous_voxels_are_read_without_chunks(tmp_path):
+    path = tmp_path / "a.h5"
+    voxels = made((17, 33, 40), "int16")
+    for name, options, is_flat in [("contiguous", {}, True), ("chunks", {"chunks": (4, 8, 16)}, False)]:
+        with h5py.File(path, "w") as file:
+            file.create_dataset("raw", data=voxels, **options)
+        volume = check_voxels(path, voxels[None], name)
+        assert (volume.chunks is None) == is_flat, name
+
+
 def test_filters_of_hdf5plugin(tmp_path):
     plugin = pytest.importorskip("hdf5plugin", reason="hdf5plugin writes blosc, LZ4 and zstd")
     voxels = made((17, 33, 40), "uint16")

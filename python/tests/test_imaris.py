@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +67,77 @@ def test_channels_times_levels_and_spacing(tmp_path):
                 voxpatch.open(path, level=3)
     raw = voxpatch.open(f"{path}:/DataSet/ResolutionLevel 1/TimePoint 1/Channel 2/Data")
     assert np.array_equal(raw[0, :2, :4, :8], levels[1][1, 2]) and raw.shape == (1, 4, 8, 16)
+
+
+def omero(path: Path) -> list[dict] | None:
+    """Return the display settings of the channels of an OME-Zarr image."""
+    ome = json.loads((path / "zarr.json").read_text())["attributes"]["ome"]
+    return ome.get("omero", {}).get("channels")
+
+
+def test_time_points_are_a_choice_and_names_and_colors_are_kept(tmp_path):
+    path = tmp_path / "a.ims"
+    stored = levels_of((3, 2, 10, 21, 33))
+    write(path, stored, names=["DAPI", "GFP"])
+    with h5py.File(path, "a") as file:
+        for c, (color, limits) in enumerate([("0.000 0.500 1.000", "3.000 77.500"), ("1.000 1.000 1.000", "0.000 255.000")]):
+            own = file[f"DataSetInfo/Channel {c}"].attrs
+            own["Color"], own["ColorRange"], own["ColorMode"] = text(color), text(limits), text("BaseColor")
+        times = file.create_group("DataSetInfo/TimeInfo").attrs
+        times["DatasetTimePoints"], times["FileTimePoints"] = text(3), text(3)
+        for t in range(3):
+            times[f"TimePoint{t + 1}"] = text(f"2026-01-01 00:00:0{t}.000")
+    window = {"min": 0.0, "max": 65535.0}
+    shown = [
+        {"active": True, "color": "0080FF", "window": {**window, "start": 3.0, "end": 77.5}, "label": "DAPI"},
+        {"active": True, "color": "FFFFFF", "window": {**window, "start": 0.0, "end": 255.0}, "label": "GFP"},
+    ]
+    for level, voxels in enumerate(stored):
+        volume = voxpatch.open(path, level=level)
+        assert (volume.time_points, volume.shape[0]) == (3, 6)
+        for t in range(3):
+            one = voxpatch.open(path, level=level, time=t)
+            assert one.time_points == 1 and np.array_equal(one[...], voxels[t]), (level, t)
+            for c in range(2):
+                both = voxpatch.open(path, level=level, time=t, channels=c)
+                assert np.array_equal(both[...], voxels[t, c : c + 1]), (level, t, c)
+        last = voxpatch.open(path, level=level, time=(1, 3))
+        assert last.time_points == 2 and np.array_equal(last[...], voxels[1:].reshape(-1, *voxels.shape[2:]))
+        with pytest.raises(ValueError, match="time"):
+            voxpatch.open(path, level=level, time=3)
+    for n, (choice, lengths) in enumerate([({}, {"t": 3, "c": 2}), ({"time": 1}, {"c": 2}), ({"time": (0, 2)}, {"t": 2, "c": 2})]):
+        out = tmp_path / f"{n}.zarr"
+        voxpatch.convert(voxpatch.open(path, **choice), out)
+        assert omero(out) == shown, choice
+        array = json.loads((out / "0/zarr.json").read_text())
+        names = dict(zip(array["dimension_names"], array["shape"], strict=True))
+        assert {name: names[name] for name in names if name in "tc" and (names[name] > 1)} == lengths
+    voxpatch.convert(voxpatch.open(path, channels=1), tmp_path / "one.zarr")
+    assert omero(tmp_path / "one.zarr") is None
+
+
+def test_colors_that_are_not_numbers_are_left_out(tmp_path):
+    path = tmp_path / "a.ims"
+    cases = {
+        "no color": (None, "0 9"), "no range": ("1 0 0", None), "two numbers": ("1 0", "0 9"), "a word": ("1 0 red", "0 9"),
+        "nan": ("1 0 nan", "0 9"), "one end": ("1 0 0", "9"), "infinite": ("1 0 0", "0 1e999"), "empty": ("", "0 9"),
+    }  # fmt: skip
+    for name, (color, limits) in cases.items():
+        write(path, levels_of((1, 1, 4, 8, 16), "float32", 1), names=["DAPI"])
+        with h5py.File(path, "a") as file:
+            own = file["DataSetInfo/Channel 0"].attrs
+            for key, value in [("Color", color), ("ColorRange", limits)]:
+                if value is not None:
+                    own[key] = text(value) if value else np.array([b"\0"], "S1")
+        out = tmp_path / f"{name}.zarr"
+        voxpatch.convert(voxpatch.open(path), out)
+        assert omero(out) is None, name
+    with h5py.File(path, "a") as file:
+        own = file["DataSetInfo/Channel 0"].attrs
+        own["Color"], own["ColorRange"] = text("2.5 -1 0.25"), text("-0.5 2.5")
+    voxpatch.convert(voxpatch.open(path), tmp_path / "float.zarr")
+    window = {"min": -0.5, "max": 2.5, "start": -0.5, "end": 2.5}
+    assert omero(tmp_path / "float.zarr") == [{"active": True, "color": "FF0040", "window": window, "label": "DAPI"}]
 
 
 def test_chunks_that_are_not_stored_are_zero(tmp_path):

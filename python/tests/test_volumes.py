@@ -157,8 +157,9 @@ def test_the_fourth_axis_of_nifti_is_time(files: dict[str, pathlib.Path], voxels
     nibabel = pytest.importorskip("nibabel", reason="nibabel writes the file with four axes")
     image = nibabel.Nifti1Image(voxels.transpose(3, 2, 1, 0), np.eye(4))
     nibabel.save(image, tmp_path / "times.nii")
+    assert voxpatch.open(tmp_path / "times.nii").time_points == 2
     volume = voxpatch.open(tmp_path / "times.nii", time=1)
-    assert volume.time_points == 2 and np.array_equal(volume[:], voxels[1:])
+    assert volume.time_points == 1 and np.array_equal(volume[:], voxels[1:])
     # Channels are the fifth axis, behind a single time point.
     assert nibabel.load(files["c.nii"]).shape == (*voxels.shape[:0:-1], 1, 2)
     with pytest.raises(voxpatch.VoxpatchError, match="time"):

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde_json::{Value as Json, json};
 
 use super::chunk::{self, Chunk, ChunkVoxels};
-use super::{Axes, ChunkShape, Layout, ReadStats, Volume};
+use super::{Axes, AxisKind, ChunkShape, Layout, LeadingAxis, ReadStats, Volume};
 use crate::error::{Error, Result};
 use crate::region::Region;
 
@@ -76,7 +76,6 @@ fn axes_of(all: &Layout, channels: &Range<u64>) -> Axes {
     if *channels == (0..all.channels) {
         return axes;
     }
-    axes.omero = None;
     let names = usize::try_from(channels.start)
         .ok()
         .zip(usize::try_from(channels.end).ok())
@@ -92,7 +91,13 @@ fn axes_of(all: &Layout, channels: &Range<u64>) -> Axes {
         if let Some(slowest) = axes.leading.first_mut() {
             slowest.length = (channels.end - channels.start) / each;
         }
+        // Of some time points, all channels are there, and are shown as before.
+        let is_time = |axis: &LeadingAxis| axis.kind == AxisKind::Time;
+        if !axes.leading.first().is_some_and(is_time) {
+            axes.omero = None;
+        }
     } else {
+        axes.omero = None;
         axes.leading.clear();
         if names.is_none() {
             axes.channel_names.clear();
@@ -209,7 +214,7 @@ impl Volume for ChannelRange {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::volume::{AxisKind, LeadingAxis, MemoryVolume, VolumeExt, suite};
+    use crate::volume::{MemoryVolume, VolumeExt, suite};
 
     #[test]
     fn any_range_of_channels_reads_as_a_volume() {
@@ -272,6 +277,30 @@ mod tests {
         let one = || vec![axis(AxisKind::Channel, 6)];
         assert_eq!(with(one(), &six, 1..4), found(&[3], "bcd"));
         assert_eq!(with(Vec::new(), &six, 5..6), found(&[], "f"));
+    }
+
+    #[test]
+    fn some_time_points_are_shown_as_all_are() {
+        let (time, channel) = (AxisKind::Time, AxisKind::Channel);
+        let keeps = |leading: &[(AxisKind, u64)], range| {
+            let mut layout = Layout::new([1; 3], 6, crate::DType::U8);
+            layout.axes.leading = leading
+                .iter()
+                .map(|&(kind, length)| LeadingAxis::new(kind, length))
+                .collect();
+            let colors = json!({"channels": [{"color": "FF0000"}, {"color": "00FF00"}]});
+            layout.axes.omero = Some(colors.clone());
+            let volume = Arc::new(MemoryVolume::zeros(layout).unwrap());
+            let axes = ChannelRange::new(volume, range).unwrap().layout.axes;
+            assert!(axes.omero.as_ref().is_none_or(|own| *own == colors));
+            axes.omero.is_some()
+        };
+        assert!(keeps(&[(time, 3), (channel, 2)], 0..6));
+        assert!(keeps(&[(time, 3), (channel, 2)], 2..4));
+        // Two channels again, but not the same two.
+        assert!(!keeps(&[(time, 3), (channel, 2)], 1..3));
+        assert!(!keeps(&[(channel, 6)], 2..4));
+        assert!(!keeps(&[(channel, 2), (time, 3)], 0..3));
     }
 
     #[test]

@@ -7,7 +7,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use serde_json::json;
+use serde_json::{Value as Json, json};
 
 use super::super::blocks::{Block, BlockSource, BlockVolume};
 use super::super::options::OpenOptions;
@@ -19,6 +19,7 @@ use super::chunks::ChunkDecoder;
 use super::filters::{self, Filters};
 use super::structure::{DataSet, Storage, Structure, Texts};
 use super::{MOST_CHUNKS, NAME};
+use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::geometry::Geometry;
 use crate::region::Shape;
@@ -188,14 +189,18 @@ impl Imaris<'_> {
 
     fn layout(&self, shape: Shape, [times, channels]: [u64; 2], set: &DataSet) -> Result<Layout> {
         let leading = [(AxisKind::Time, times), (AxisKind::Channel, channels)];
-        let names = (0..channels).map(|channel| {
-            let texts = self
-                .structure
-                .texts(&format!("DataSetInfo/Channel {channel}"));
-            let mut texts = texts.unwrap_or_default();
-            texts.remove("Name").unwrap_or_default()
-        });
-        let mut channel_names: Vec<String> = names.collect();
+        let (mut channel_names, mut shown) = (Vec::new(), Some(Vec::new()));
+        for channel in 0..channels {
+            let group = format!("DataSetInfo/Channel {channel}");
+            let mut texts = self.structure.texts(&group).unwrap_or_default();
+            shown = shown
+                .zip(settings(&texts, set.dtype))
+                .map(|(mut all, own)| {
+                    all.push(own);
+                    all
+                });
+            channel_names.push(texts.remove("Name").unwrap_or_default());
+        }
         if channel_names.iter().all(String::is_empty) {
             channel_names.clear();
         }
@@ -218,7 +223,7 @@ impl Imaris<'_> {
                 unit: placed
                     .and_then(|(_, factor)| Some((units::name(factor)?.to_owned(), factor))),
                 channel_names,
-                ..Axes::default()
+                omero: shown.map(|channels| json!({"channels": channels})),
             },
             ..Layout::new(shape, times * channels, set.dtype)
         };
@@ -273,6 +278,38 @@ impl Imaris<'_> {
         }
         Ok(())
     }
+}
+
+/// Returns the display settings of a channel with these texts as OME-Zarr has them: name, color and range. `None` without a
+/// color or a range.
+fn settings(texts: &Texts, dtype: DType) -> Option<Json> {
+    let numbers = |name: &str| -> Option<Vec<f64>> {
+        let words = texts.get(name)?.split_whitespace();
+        let numbers: Option<Vec<f64>> = words.map(|word| word.parse().ok()).collect();
+        numbers.filter(|all| all.iter().all(|n| n.is_finite()))
+    };
+    let color: [f64; 3] = numbers("Color")?.try_into().ok()?;
+    let [start, end]: [f64; 2] = numbers("ColorRange")?.try_into().ok()?;
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "between 0 and 255"
+    )]
+    let [red, green, blue] = color.map(|part| (part.clamp(0.0, 1.0) * 255.0).round() as u8);
+    let (min, max) = if dtype.is_integer() {
+        dtype.range()
+    } else {
+        (start, end)
+    };
+    let mut settings = json!({
+        "active": true,
+        "color": format!("{red:02X}{green:02X}{blue:02X}"),
+        "window": {"min": min, "max": max, "start": start, "end": end},
+    });
+    if let Some(name) = texts.get("Name") {
+        settings["label"] = json!(name);
+    }
+    Some(settings)
 }
 
 /// Returns `true` if two data sets are stored in the same way.
