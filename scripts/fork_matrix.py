@@ -5,7 +5,7 @@ For each start method, number of worker processes, kind of file or store, parent
 or temporary workers, three epochs are compared with the same epochs without workers, patch by patch, in a process with
 a limit of 60 seconds. Prints a table; the exit code is 1 if any case is wrong. Needs torch, and the package voxpatch.
 
-    python scripts/fork_matrix.py [--short] [--seconds 60] [--kinds npy,sharded,zarr2,remote] 
+    python scripts/fork_matrix.py [--short] [--seconds 60] [--kinds npy,sharded,zarr2,remote]
         [--methods fork] [--workers 2] [--parents warm]
 """
 
