@@ -1,26 +1,34 @@
 #!/usr/bin/env python3
 """Tests every way to run a queue in a torch DataLoader: no hang, no duplicate patch, no lost patch.
 
-For each start method, number of worker processes, kind of file, parent that has or has not read before, and persistent
+For each start method, number of worker processes, kind of file or store, parent that has or has not read before, and persistent
 or temporary workers, three epochs are compared with the same epochs without workers, patch by patch, in a process with
 a limit of 60 seconds. Prints a table; the exit code is 1 if any case is wrong. Needs torch, and the package voxpatch.
 
-    python scripts/fork_matrix.py [--short] [--seconds 60]
+    python scripts/fork_matrix.py [--short] [--seconds 60] [--kinds npy,sharded,zarr2,remote]
+        [--methods fork] [--workers 2] [--parents warm]
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
+import os
 import pathlib
 import subprocess
 import sys
 import tempfile
 import time
 
+from store_server import served
+
 EPOCHS = 3
 SUBJECTS = 5
 SAMPLES = 9
+
+#: The environment variable with the address of the store of remote volumes.
+STORE = "VOXPATCH_FORK_STORE"
 
 
 def make_data(folder: pathlib.Path) -> None:
@@ -38,8 +46,12 @@ def make_data(folder: pathlib.Path) -> None:
 def queue(folder: pathlib.Path, kind: str, batch: int | None):
     import voxpatch
 
-    end = {"npy": ".npy", "sharded": ".zarr", "zarr2": "-flat.zarr"}[kind]
-    subjects = [voxpatch.Subject(ct=folder / f"{n}{end}", number=n) for n in range(SUBJECTS)]
+    end = {"npy": ".npy", "sharded": ".zarr", "zarr2": "-flat.zarr", "remote": ".zarr"}[kind]
+    scans = [folder / f"{n}{end}" for n in range(SUBJECTS)]
+    if kind == "remote":
+        options = {"endpoint_url": os.environ[STORE], "anon": True, "region": "us-east-1"}
+        scans = [voxpatch.open(f"s3://{folder.name}/{scan.name}", storage_options=options) for scan in scans]
+    subjects = [voxpatch.Subject(ct=scan, number=n) for n, scan in enumerate(scans)]
     return voxpatch.Queue(
         subjects, voxpatch.UniformSampler(16), SAMPLES, threads=2, max_length=20, batch_size=batch
     )
@@ -99,18 +111,23 @@ def check(folder, kind, method, workers, persistent, inside, expected, keep=None
 
 
 def run(arguments: argparse.Namespace) -> int:
-    kinds = ["npy", "sharded"] if arguments.short else ["npy", "sharded", "zarr2"]
-    methods = ["fork", "spawn", "forkserver"]
-    with tempfile.TemporaryDirectory() as name:
-        folder = pathlib.Path(name)
+    kinds = arguments.kinds.split(",") if arguments.kinds else ["npy", "sharded", "remote"] if arguments.short else ["npy", "sharded", "zarr2", "remote"]
+    methods = arguments.methods.split(",")
+    parents = [name == "warm" for name in arguments.parents.split(",")]
+    numbers = [int(number) for number in arguments.workers.split(",")]
+    with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
+        folder = pathlib.Path(name) / "data"
+        folder.mkdir()
         make_data(folder)
+        if "remote" in kinds:
+            os.environ[STORE] = stack.enter_context(served(folder.parent, 2))
         wrong = 0
         print("| files | start | workers | parent | workers live on | batches by | result | seconds |")
         print("|---|---|---|---|---|---|---|---|")
-        for kind, method, workers in itertools.product(kinds, methods, [0, 1, 2, 4]):
+        for kind, method, workers in itertools.product(kinds, methods, numbers):
             if workers == 0 and method != "fork":
                 continue
-            for warm, persistent, inside in itertools.product([True, False], [False, True], [True, False]):
+            for warm, persistent, inside in itertools.product(parents, [False, True], [True, False]):
                 if persistent and workers == 0:
                     continue
                 if arguments.short and (persistent != inside or workers == 1):
@@ -164,6 +181,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--short", action="store_true", help="a quarter of the cases")
     parser.add_argument("--seconds", type=float, default=60.0, help="a case that takes longer hangs")
+    parser.add_argument("--kinds", help="kinds of volumes: npy, sharded, zarr2, and remote (sharded ones in a store)")
+    parser.add_argument("--methods", default="fork,spawn,forkserver", help="start methods")
+    parser.add_argument("--parents", default="warm,cold", help="parents that have read before, and that have not")
+    parser.add_argument("--workers", default="0,1,2,4", help="numbers of workers")
     parser.add_argument("--case", nargs=7, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.case:

@@ -12,11 +12,16 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import hashlib
 import json
 import pathlib
+import socket
+import subprocess
+import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from urllib.parse import unquote
 
 #: Bytes below which the end of an object is counted as the index of a shard.
@@ -154,6 +159,25 @@ async def serve(folder: pathlib.Path, port: int, latency: float) -> None:
     files = Files(folder, latency)
     server = await asyncio.get_running_loop().create_server(lambda: Connection(files), "127.0.0.1", port, backlog=512)
     await server.serve_forever()
+
+
+@contextlib.contextmanager
+def served(folder: pathlib.Path, latency: float) -> Iterator[str]:
+    """Serve a folder by a process of its own, and yield the address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with subprocess.Popen([sys.executable, __file__, folder, str(port), "--latency", str(latency)]) as server:
+        try:
+            while True:
+                with socket.socket() as client:
+                    if client.connect_ex(("127.0.0.1", port)) == 0:
+                        break
+                assert server.poll() is None, "the server has ended"
+                time.sleep(0.1)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            server.terminate()
 
 
 def main() -> None:

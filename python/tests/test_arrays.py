@@ -94,3 +94,36 @@ def test_xarray_opens_a_volume_lazily(files: dict[str, pathlib.Path], voxels: Vo
     chosen = xarray.open_dataset(files["c.nii"], engine=VoxpatchBackend, options={"channels": 1})
     assert chosen.image.shape == (1, *voxels.shape[1:])
     assert VoxpatchBackend().guess_can_open("scan.nii.gz") and not VoxpatchBackend().guess_can_open("scan.nc")
+
+
+def test_napari_s_layers_take_a_volume_and_a_pyramid(voxels: Voxels, tmp_path: pathlib.Path) -> None:
+    layers = pytest.importorskip("napari.layers", reason="napari is not installed")
+    volume = voxpatch.write(tmp_path / "scan.zarr", voxels, spacing=(2.5, 1.0, 0.5), chunk=8, shard=16, pyramid="mean")
+    layer = layers.Image(volume, scale=(1, *volume.spacing), contrast_limits=(-1000, 3000))
+    assert (layer.multiscale, layer.data.shape, layer.extent.data.shape) == (False, voxels.shape, (2, 4))
+    layer._slice_dims(_dims([1, 13 * 2.5, 0, 0]))
+    assert np.array_equal(layer._data_view, voxels[1, 13])
+    levels = [voxpatch.open(tmp_path / "scan.zarr", level=n) for n in range(2)]
+    pyramid = layers.Image(levels, multiscale=True, contrast_limits=(-1000, 3000))
+    assert [level.shape for level in pyramid.data] == [level.shape for level in levels]
+    pyramid.data_level = 1
+    pyramid._slice_dims(_dims([1, 14, 0, 0]))
+    assert np.array_equal(pyramid._data_view, levels[1][1, 7])
+
+
+def _dims(place: list[float]) -> Any:
+    """Return the state of a viewer that shows y and x at a place."""
+    from napari.components import Dims
+
+    dims = Dims(ndim=4, ndisplay=2, range=tuple((0, 1000, 1) for _ in place))
+    dims.point = place
+    return dims
+
+
+def test_dask_image_filters_a_volume(volume: voxpatch.Volume, voxels: Voxels) -> None:
+    filters = pytest.importorskip("dask_image.ndfilters", reason="dask-image is not installed")
+    ndimage = pytest.importorskip("scipy.ndimage", reason="scipy is not installed")
+    array = volume.to_dask(chunks=(1, 16, 16, 16)).astype("float32")
+    found = filters.gaussian_filter(array, sigma=(0, 1, 1, 1)).compute(scheduler="threads")
+    expected = ndimage.gaussian_filter(voxels.astype("float32"), sigma=(0, 1, 1, 1))
+    assert np.abs(found - expected).max() < 0.01

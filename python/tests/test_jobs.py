@@ -12,6 +12,7 @@ import signal
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
+import killed
 import numpy as np
 import pytest
 import voxpatch
@@ -33,16 +34,6 @@ def pair(batch: Any) -> Any:
 
 def run(task: voxpatch.Task) -> Any:
     return task.run(double)
-
-
-def die(task: voxpatch.Task, left: int) -> None:
-    """Run a task in a process that is killed after some patches."""
-
-    def killing(done: int, total: int) -> None:
-        if done >= left:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    task.run(double, progress=killing)
 
 
 @pytest.fixture
@@ -105,7 +96,7 @@ def test_random_schedules_with_killed_workers_end_with_the_bytes_of_one_process(
     tasks = job.tasks(draw.choice([1, 2, 4, 9]))
     context = multiprocessing.get_context("spawn")
     victims = [
-        context.Process(target=die, args=(task, draw.randrange(1, task.patches)))
+        context.Process(target=killed.run, args=(task, double, draw.randrange(1, task.patches)))
         for task in draw.choices(tasks, k=2)
     ]
     for victim in victims:

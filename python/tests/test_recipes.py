@@ -77,6 +77,59 @@ def test_a_cluster_of_ray(scan: str, tmp_path: Path) -> None:
     check(scan, voxpatch.open(tmp_path / "out.zarr"), tmp_path)
 
 
+RAY = """
+import os, pathlib, sys
+
+import numpy as np
+import on_ray
+
+driver, marker = os.getpid(), pathlib.Path(sys.argv[1])
+
+def fatal(batch):
+    if os.getpid() != driver and not marker.exists():
+        marker.touch()
+        os._exit(9)
+    return np.tanh(batch / 100)
+
+on_ray.main(sys.argv[2], sys.argv[3], model=fatal)
+"""
+
+
+@pytest.mark.parametrize("cluster", ["dask", "ray"])
+def test_a_cluster_over_a_store_that_loses_a_worker(
+    cluster: str, example: Any, scan: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing but the store connects the workers."""
+    for name in ("distributed" if cluster == "dask" else "ray", "boto3", "moto.server", "waitress"):
+        pytest.importorskip(name, reason=f"{name} is not installed")
+    import boto3
+    import faulty_store
+
+    killed = tmp_path / "killed"
+    monkeypatch.setenv(MARKER, str(killed))
+    with faulty_store.store() as port:
+        url = f"http://127.0.0.1:{port}"
+        for name, value in {"ACCESS_KEY_ID": "me", "SECRET_ACCESS_KEY": "hush", "ENDPOINT_URL": url, "REGION": "us-east-1"}.items():
+            monkeypatch.setenv(f"AWS_{name}", value)
+        client = boto3.client("s3", endpoint_url=url, aws_access_key_id="me", aws_secret_access_key="hush", region_name="us-east-1")
+        client.create_bucket(Bucket="scans")
+        for file in Path(scan).rglob("*"):
+            if file.is_file():
+                client.put_object(Bucket="scans", Key=f"scan.zarr/{file.relative_to(scan).as_posix()}", Body=file.read_bytes())
+        if cluster == "dask":
+            example("on_dask").main("s3://scans/scan.zarr", "s3://scans/out.zarr", model=fatal)
+        else:
+            paths = os.pathsep.join([str(Path(__file__).parents[1] / "examples"), *(path for path in sys.path if path)])
+            command = [sys.executable, "-c", RAY, killed, "s3://scans/scan.zarr", "s3://scans/out.zarr"]
+            subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}, timeout=240, check=True)
+        assert killed.exists()
+        voxpatch.predict(fatal, scan, tmp_path / "out.zarr", 32, chunk=16, shard=32)
+        expected = {file.relative_to(tmp_path / "out.zarr").as_posix(): file.read_bytes() for file in (tmp_path / "out.zarr").rglob("*") if file.is_file()}
+        listed = client.list_objects_v2(Bucket="scans", Prefix="out.zarr/")["Contents"]
+        found = {one["Key"].removeprefix("out.zarr/"): client.get_object(Bucket="scans", Key=one["Key"])["Body"].read() for one in listed}
+        assert found == expected
+
+
 def test_ranks_of_mpi(scan: str, tmp_path: Path) -> None:
     launcher = shutil.which("mpiexec", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
     if launcher is None or importlib.util.find_spec("mpi4py") is None:

@@ -17,6 +17,7 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import faulty_store
+import killed
 import numpy as np
 import pytest
 import voxpatch
@@ -181,16 +182,6 @@ def run_task(task: voxpatch.Task) -> Any:
     return task.run(two)
 
 
-def run_killed(task: voxpatch.Task, left: int) -> None:
-    """Run a task in a process that is killed after some patches."""
-
-    def killing(done: int, total: int) -> None:
-        if done >= left:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    task.run(two, progress=killing)
-
-
 @pytest.fixture
 def planned(options: dict[str, str], files: dict[str, pathlib.Path], tmp_path: pathlib.Path) -> tuple[voxpatch.Job, dict[str, bytes]]:
     """A job with an output in the bucket `out`, and the objects that it must have."""
@@ -210,7 +201,7 @@ def test_tasks_of_killed_workers_give_the_objects_of_one_process(
     tasks = job.tasks(draw.choice([1, 2, 4]))
     context = multiprocessing.get_context("spawn")
     victims = [
-        context.Process(target=run_killed, args=(task, draw.randrange(1, task.patches))) for task in draw.choices(tasks, k=2)
+        context.Process(target=killed.run, args=(task, two, draw.randrange(1, task.patches))) for task in draw.choices(tasks, k=2)
     ]
     for victim in victims:
         victim.start()
@@ -473,6 +464,16 @@ def test_a_forked_process_reads_with_connections_of_its_own(options: dict[str, s
             child.join(60)
             assert child.exitcode == 0
         assert int(volume[0].astype(np.int64).sum()) == int(voxels[0].astype(np.int64).sum())
+
+
+def test_no_way_to_start_workers_hangs_with_a_store() -> None:
+    """Two cases of `scripts/fork_matrix.py`: the parent has read, and its workers are forked."""
+    pytest.importorskip("torch", reason="torch is not installed")
+    script = pathlib.Path(__file__).parents[2] / "scripts/fork_matrix.py"
+    paths = os.pathsep.join(path for path in sys.path if path)
+    words = ["--short", "--kinds", "remote", "--methods", "fork", "--workers", "2", "--parents", "warm"]
+    done = subprocess.run([sys.executable, script, *words], env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and done.stdout.count("| ok |") == 2, done.stdout + done.stderr
 
 
 def test_a_loader_with_workers_reads_from_a_store(options: dict[str, str], bucket: str, voxels: Voxels) -> None:

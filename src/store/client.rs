@@ -15,7 +15,9 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use object_store::multipart::MultipartStore;
 use object_store::path::Path as Key;
-use object_store::{GetOptions, GetRange, GetResult, GetResultPayload, ObjectMeta, ObjectStore};
+use object_store::{
+    GetOptions, GetRange, GetResult, GetResultPayload, ObjectMeta, ObjectStore, ObjectStoreExt,
+};
 
 use super::object::{Failure, Fetched, Part, Version};
 
@@ -45,6 +47,8 @@ pub(super) struct Client {
     pub(super) patience: Patience,
     /// Whether whole objects may be read from servers that ignore the `Range` header.
     pub(super) allow_whole: bool,
+    /// Whether the last bytes of an object can be requested without its length.
+    pub(super) has_suffixes: bool,
 }
 
 impl fmt::Debug for Client {
@@ -179,7 +183,12 @@ impl Client {
         watcher: &dyn Watcher,
     ) -> Result<(), Setback> {
         progress.keep_if_joinable();
-        let wanted = progress.next_range();
+        let wanted = match progress.next_range() {
+            Some(GetRange::Suffix(length)) if !self.has_suffixes => {
+                Some(self.last_bytes(key, length, seen).await?)
+            }
+            wanted => wanted,
+        };
         if let Some(GetRange::Bounded(range)) = &wanted
             && range.is_empty()
         {
@@ -228,6 +237,16 @@ impl Client {
             bytes: (progress.got.len() - before) as u64,
         });
         Ok(())
+    }
+
+    /// Returns the range of the last bytes of an object.
+    async fn last_bytes(&self, key: &Key, length: u64, seen: &Seen) -> Result<GetRange, Setback> {
+        let found = in_time(self.patience.stall, self.store.head(key)).await?;
+        let size = found.map_err(|error| refusal(&error, seen, false))?.size;
+        match size.checked_sub(length) {
+            Some(start) => Ok(GetRange::Bounded(start..size)),
+            None => Err(Setback::Final(Failure::Length(size))),
+        }
     }
 
     /// Returns the version of an object without reading it.

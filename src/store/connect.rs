@@ -120,11 +120,16 @@ fn connect(target: &Target) -> Result<Client, String> {
     };
     let allow_whole = flag(&mut options, "allow_whole")?;
     let (store, multipart) = store(&target.base, options)?;
+    let scheme = target
+        .base
+        .split_once("://")
+        .map_or("", |(scheme, _)| scheme);
     Ok(Client {
         store,
         multipart,
         patience,
         allow_whole,
+        has_suffixes: !["az", "abfs", "abfss"].contains(&scheme),
     })
 }
 

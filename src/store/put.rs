@@ -199,7 +199,10 @@ pub(super) fn refused_write(error: &object_store::Error, seen: &Seen) -> Setback
 /// Returns what a failed request to write a new object means.
 fn refused_condition(error: &object_store::Error, seen: &Seen) -> Setback {
     match (error, seen.status()) {
-        (object_store::Error::AlreadyExists { .. }, status) if status != 409 => {
+        // With S3, 409 means that another request for the object is running; with Azure, that it exists.
+        (object_store::Error::AlreadyExists { .. }, status)
+            if status != 409 || error.to_string().contains("BlobAlreadyExists") =>
+        {
             Setback::Final(Failure::Taken)
         }
         (object_store::Error::NotImplemented { .. }, _) | (_, 405 | 501) => {
