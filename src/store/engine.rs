@@ -323,6 +323,7 @@ impl Engine {
             }
         }
         let found = state.find(owner, key, &part);
+        let again = (part.clone(), pin.clone());
         let id = found.unwrap_or_else(|| state.add((owner, client), key, part, limit, pin));
         if state.ahead.remove(&id) || found.is_none() {
             state.urgent.insert(id);
@@ -337,12 +338,20 @@ impl Engine {
         }
         let wish = state.wish(id);
         wish.readers -= 1;
+        let is_shorter = wish.limit < limit;
         let result = wish.result.as_ref().map(|(result, _)| result.clone());
         if wish.readers == 0 {
             state.remove(id);
         }
         self.start(&mut state);
-        result.expect("the loop waited for it")
+        drop(state);
+        let result = result.expect("the loop waited for it");
+        if is_shorter && matches!(result, Err(Failure::Length(_))) {
+            // A prefetch may allow less.
+            let (part, pin) = again;
+            return self.read((owner, client), key, part, limit, pin);
+        }
+        result
     }
 
     /// Begins to read a part of an object, unless too much is waiting already.

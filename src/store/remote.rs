@@ -399,3 +399,30 @@ pub(super) fn failed(path: &Path, action: &'static str, failure: Failure) -> Err
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::faulty::named;
+    use super::*;
+
+    #[test]
+    fn a_read_may_have_more_bytes_than_its_prefetch() {
+        let store = named("memory://longer");
+        for n in 0..20 {
+            store.plant(&format!("{n}"), &[n; 100]);
+        }
+        let place = Path::new("memory://longer");
+        let (remote, _) = Remote::open(place, &StorageOptions::new(), None).unwrap();
+        let length = |size| Error::unsupported(place, format!("{size} bytes"));
+        for n in 0..20 {
+            let path = place.join(n.to_string());
+            remote.prefetch(&path, Part::Whole, 10, None);
+            if n % 2 == 0 {
+                std::thread::sleep(std::time::Duration::from_millis(5));
+            }
+            let read = |limit| remote.read(&path, Part::Whole, (limit, &length), None);
+            assert_eq!(read(100).unwrap().unwrap().bytes, [n; 100][..]);
+            assert!(read(99).unwrap_err().to_string().contains("100 bytes"));
+        }
+    }
+}

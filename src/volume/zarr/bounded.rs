@@ -55,6 +55,14 @@ impl ByteLimit {
         }
     }
 
+    /// Returns a smaller number that encoded chunks rarely exceed: what they decode to, and a little more.
+    pub(super) const fn usual(self) -> u64 {
+        match self {
+            Self::Exactly(n) => n,
+            Self::AtMost(n) => n / 2 + (64 << 10),
+        }
+    }
+
     /// Checks that `length` bytes are within the limit; `what` starts the error message.
     pub(super) fn check(self, what: &str, length: u64) -> Result<(), Cause> {
         match self {

@@ -728,7 +728,8 @@ impl Volume for ZarrVolume {
         let key = |index: &[u64]| self.array.chunk_key(index).to_string();
         match &self.codecs {
             Codecs::Whole(chain) => {
-                let limit = chain.encoded().limit();
+                // As much is reserved for the request; a longer chunk is requested again when it is read.
+                let limit = chain.encoded().usual();
                 self.store.prefetch(&key(&index), Part::Whole, limit, None);
             }
             Codecs::Sharded(shards, indexes) => {
