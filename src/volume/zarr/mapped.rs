@@ -8,13 +8,13 @@ use std::collections::HashMap;
 use std::fs::Metadata;
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use super::super::mmap::{KeptRoom, Map};
 use super::super::read_method::{ReadMethod, room_for_maps};
 use super::Limits;
-use super::store::{Folder, Store};
+use super::store::Folder;
 use crate::error::{Error, Result};
 use crate::store::Part;
 
@@ -53,32 +53,51 @@ impl MappedFiles {
         })
     }
 
-    /// Returns the file of the value under `key`, whose length must pass the limits' check; `None` if it does not exist.
-    pub(super) fn get(&self, key: &str, limits: Limits<'_>) -> Result<Option<Arc<MappedFile>>> {
+    /// Returns the file of the value under `key`, whose length must pass the limits' check, and the bytes of a part of it;
+    /// `None` if it does not exist. A part of a file that is mapped now is prefetched.
+    pub(super) fn get(
+        &self,
+        key: &str,
+        part: &Part,
+        limits: Limits<'_>,
+    ) -> Result<Option<(Arc<MappedFile>, Range<u64>)>> {
         let Some((path, found)) = self.folder.find(key)? else {
             return Ok(None);
         };
         let files = self.files.read().unwrap_or_else(PoisonError::into_inner);
         let known = files.get(key).filter(|file| file.is(&found)).cloned();
         drop(files);
-        if known.is_some() {
-            return Ok(known);
-        }
-        (limits.check)(found.len())?;
-        let Some(file) = self.folder.open(key)? else {
+        let file = match known {
+            Some(known) => known,
+            None => match self.map(key, &path, part, limits)? {
+                Some(file) => file,
+                None => return Ok(None),
+            },
+        };
+        let range = part.range(file.length);
+        Ok(Some((file, range)))
+    }
+
+    fn map(
+        &self,
+        key: &str,
+        path: &Path,
+        part: &Part,
+        limits: Limits<'_>,
+    ) -> Result<Option<Arc<MappedFile>>> {
+        let Some(opened) = self.folder.open(key)? else {
             return Ok(None);
         };
-        self.folder.prefetch(key, Part::Whole, limits.bytes, None);
-        let found = file.file.metadata().map_err(Error::io("look at", &path))?;
+        let found = opened.found();
         (limits.check)(found.len())?;
-        let map = Map::new(&file.file).map_err(Error::io("map", &path))?;
-        let file = MappedFile {
-            path,
+        self.folder.announce(&opened, part, limits.bytes);
+        let map = Map::new(opened.file()).map_err(Error::io("map", path))?;
+        let file = Arc::new(MappedFile {
+            path: path.to_path_buf(),
             map: map.keeping(),
             length: found.len(),
             place: (found.dev(), found.ino()),
-        };
-        let file = Arc::new(file);
+        });
         let mut files = self.files.write().unwrap_or_else(PoisonError::into_inner);
         files.insert(key.to_owned(), Arc::clone(&file));
         Ok(Some(file))
@@ -89,10 +108,6 @@ impl MappedFile {
     /// Returns `true` if this is the file that was found.
     fn is(&self, found: &Metadata) -> bool {
         (self.length, self.place) == (found.len(), (found.dev(), found.ino()))
-    }
-
-    pub(super) const fn length(&self) -> u64 {
-        self.length
     }
 
     /// Calls `copy` on a range of the file's bytes, and checks that the file is still the same.

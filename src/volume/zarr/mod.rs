@@ -45,7 +45,7 @@ use zarrs::plugin::PluginCreateError;
 
 use self::axes::ZarrAxis;
 use self::find::FoundArray;
-use self::mapped::{MappedFile, MappedFiles};
+use self::mapped::MappedFiles;
 use self::meta::ArrayInfo;
 use self::pipeline::{ArrayForm, CodecError, CodecPipeline};
 use self::pool::{codec_options, outside_global_pool};
@@ -151,26 +151,11 @@ struct StoredChunk {
     version: Option<Arc<Version>>,
 }
 
-/// A chunk of which a part is copied.
-enum MappedPart {
-    /// The value of all its voxels.
+/// A chunk that was looked for.
+enum Found<T> {
+    /// It is not stored: the value of all its voxels.
     Fill(Vec<u8>),
-    /// Its range in a mapped file.
-    Stored(Arc<MappedFile>, Range<u64>),
-}
-
-/// The encoded bytes of a chunk.
-enum EncodedChunk {
-    /// The value does not exist.
-    Absent {
-        key: String,
-    },
-    /// The shard's index marks the chunk as all fill value.
-    Empty,
-    Encoded {
-        key: String,
-        bytes: Vec<u8>,
-    },
+    Stored(T),
 }
 
 impl ZarrVolume {
@@ -433,25 +418,36 @@ impl ZarrVolume {
         }
     }
 
-    /// Fetches the encoded bytes of the chunk at `index`, along the array's own dimensions.
-    fn fetch(&self, index: &[u64]) -> Result<EncodedChunk> {
-        let chunk = match self.locate(index)? {
-            Located::Absent { key } => return Ok(EncodedChunk::Absent { key }),
-            Located::Empty => return Ok(EncodedChunk::Empty),
+    /// Finds the chunk at `index` and gets what `get` returns of it: `None` if the value does not exist.
+    fn find<T>(
+        &self,
+        index: ChunkShape,
+        get: impl FnOnce(&StoredChunk, Limits<'_>) -> Result<Option<T>>,
+    ) -> Result<Found<T>> {
+        let chunk = match self.locate(&self.facts.chunk_index(index))? {
+            Located::Absent { key } => return self.missing(key).map(Found::Fill),
+            Located::Empty => return Ok(Found::Fill(self.fill_voxel())),
             Located::At(chunk) => chunk,
         };
         let limits = Limits {
             check: &|length| self.check_length(&chunk, length),
             bytes: chunk.bytes,
         };
-        let (part, version) = (chunk.part.clone(), chunk.version.as_ref());
-        let Some(part) = self.store.read(&chunk.key, part, limits, version)? else {
-            return Ok(EncodedChunk::Absent { key: chunk.key });
-        };
-        self.counter.add(1, part.bytes.len() as u64);
-        Ok(EncodedChunk::Encoded {
-            key: chunk.name,
-            bytes: part.bytes,
+        match get(&chunk, limits)? {
+            Some(got) => Ok(Found::Stored(got)),
+            None => self.missing(chunk.key).map(Found::Fill),
+        }
+    }
+
+    /// Fetches the encoded bytes of the chunk at `index`, with its name in errors.
+    fn fetch(&self, index: ChunkShape) -> Result<Found<(String, Vec<u8>)>> {
+        self.find(index, |chunk, limits| {
+            let (part, version) = (chunk.part.clone(), chunk.version.as_ref());
+            let read = self.store.read(&chunk.key, part, limits, version)?;
+            Ok(read.map(|read| {
+                self.counter.add(1, read.bytes.len() as u64);
+                (chunk.name.clone(), read.bytes)
+            }))
         })
     }
 
@@ -484,51 +480,32 @@ impl ZarrVolume {
         while coming.peek().is_some() {
             // All are found before the first is copied, so that those on the disk arrive together.
             let ahead = coming.by_ref().take(READ_AHEAD);
-            let found = ahead.map(|index| Ok((index, self.find_mapped(files, index)?)));
-            for (index, part) in found.collect::<Result<Vec<_>>>()? {
+            let found = ahead.map(|index| {
+                let found = self.find(index, |chunk, limits| {
+                    files.get(&chunk.key, &chunk.part, limits)
+                })?;
+                Ok((index, found))
+            });
+            for (index, found) in found.collect::<Result<Vec<_>>>()? {
                 let (chunk_channels, box_) = chunk::whole(&self.layout, index)?;
-                match part {
-                    MappedPart::Fill(voxel) => {
-                        let voxels = ChunkVoxels::Fill(voxel);
+                match found {
+                    Found::Fill(voxel) => {
                         let chunk = Chunk {
                             channels: chunk_channels,
                             region: box_,
-                            voxels,
+                            voxels: ChunkVoxels::Fill(voxel),
                         };
                         chunk.copy_to(channels, region, out, size);
                     }
-                    MappedPart::Stored(file, range) => {
-                        let place = (&chunk_channels, box_);
-                        let copy = |voxels: &[u8]| {
-                            let to = (&mut *out, channels, region);
-                            chunk::copy_part((voxels, place.0, place.1), to, size);
-                        };
-                        file.read(range, copy)?;
-                    }
+                    Found::Stored((file, range)) => file.read(range, |voxels| {
+                        let from = (voxels, &chunk_channels, box_);
+                        chunk::copy_part(from, (out, channels, region), size);
+                    })?,
                 }
             }
         }
         self.counter.add(0, out.len() as u64);
         Ok(())
-    }
-
-    fn find_mapped(&self, files: &MappedFiles, index: ChunkShape) -> Result<MappedPart> {
-        let chunk = match self.locate(&self.facts.chunk_index(index))? {
-            Located::Absent { key } => return self.missing(key).map(MappedPart::Fill),
-            Located::Empty => return Ok(MappedPart::Fill(self.fill_voxel())),
-            Located::At(chunk) => chunk,
-        };
-        let limits = Limits {
-            check: &|length| self.check_length(&chunk, length),
-            bytes: chunk.bytes,
-        };
-        match files.get(&chunk.key, limits)? {
-            Some(file) => {
-                let range = chunk.part.range(file.length());
-                Ok(MappedPart::Stored(file, range))
-            }
-            None => self.missing(chunk.key).map(MappedPart::Fill),
-        }
     }
 
     /// Returns the index of a shard, which is read once while it is in the cache.
@@ -758,10 +735,9 @@ impl Volume for ZarrVolume {
 
     fn read_chunk(&self, index: ChunkShape) -> Result<Chunk> {
         let (channels, region) = chunk::whole(&self.layout, index)?;
-        let voxels = match self.fetch(&self.facts.chunk_index(index))? {
-            EncodedChunk::Encoded { key, bytes } => ChunkVoxels::Stored(self.decode(key, bytes)?),
-            EncodedChunk::Absent { key } => ChunkVoxels::Fill(self.missing(key)?),
-            EncodedChunk::Empty => ChunkVoxels::Fill(self.fill_voxel()),
+        let voxels = match self.fetch(index)? {
+            Found::Stored((name, bytes)) => ChunkVoxels::Stored(self.decode(name, bytes)?),
+            Found::Fill(voxel) => ChunkVoxels::Fill(voxel),
         };
         Ok(Chunk {
             channels,

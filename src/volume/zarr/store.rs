@@ -195,12 +195,28 @@ impl Folder {
             let found = file.metadata()?;
             Ok(found.is_file().then_some((file, found)))
         })?;
-        Ok(opened.map(|(path, file, found)| OpenFile {
-            file,
-            path,
-            length: found.len(),
-        }))
+        Ok(opened.map(|(path, file, found)| OpenFile { file, path, found }))
     }
+
+    /// Asks the system to fetch at most `limit` bytes of a part of a file, unless they are in memory.
+    #[cfg(not(target_vendor = "apple"))]
+    pub(super) fn announce(&self, opened: &OpenFile, part: &Part, limit: u64) {
+        let OpenFile { file, found, .. } = opened;
+        let range = part.range(found.len());
+        let length = range.end.saturating_sub(range.start).min(limit);
+        if let Some(length) = NonZeroU64::new(length)
+            && !self
+                .residency
+                .found(is_resident(file, range.start + length.get() - 1))
+        {
+            let advice = rustix::fs::Advice::WillNeed;
+            // The call fails where prefetching is not possible, for example for a pipe.
+            let _ = rustix::fs::fadvise(file, range.start, Some(length), advice);
+        }
+    }
+
+    #[cfg(target_vendor = "apple")]
+    pub(super) fn announce(&self, _: &OpenFile, _: &Part, _: u64) {}
 
     /// Looks at the value under `key`, which must be a regular file; `None` if it does not exist.
     fn look<T>(
@@ -250,10 +266,11 @@ impl Store for Folder {
         let Some(file) = self.open(key)? else {
             return Ok(None);
         };
-        (limits.check)(file.length)?;
+        let length = file.found.len();
+        (limits.check)(length)?;
         Ok(Some(StoredPart {
-            bytes: file.read(part.range(file.length))?,
-            length: file.length,
+            bytes: file.read(part.range(length))?,
+            length,
             version: None,
         }))
     }
@@ -266,31 +283,14 @@ impl Store for Folder {
         folder_bytes(&self.path)
     }
 
-    #[cfg(not(target_vendor = "apple"))]
     fn prefetch(&self, key: &str, part: Part, limit: u64, _: Option<&Arc<Version>>) {
-        if self.residency.is_likely() {
-            return;
-        }
-        let path = self.path.join(key);
-        if self.links.check(&self.path, &path).is_ok()
-            && path.is_file()
-            && let Ok(file) = open_at_once(&path)
-            && let Ok(found) = file.metadata()
-            && let range = part.range(found.len())
-            && let length = range.end.saturating_sub(range.start).min(limit)
-            && let Some(length) = NonZeroU64::new(length)
-            && !self
-                .residency
-                .found(is_resident(&file, range.start + length.get() - 1))
+        if cfg!(not(target_vendor = "apple"))
+            && !self.residency.is_likely()
+            && let Ok(Some(opened)) = self.open(key)
         {
-            let advice = rustix::fs::Advice::WillNeed;
-            // The call fails where prefetching is not possible, for example for a pipe.
-            let _ = rustix::fs::fadvise(&file, range.start, Some(length), advice);
+            self.announce(&opened, &part, limit);
         }
     }
-
-    #[cfg(target_vendor = "apple")]
-    fn prefetch(&self, _: &str, _: Part, _: u64, _: Option<&Arc<Version>>) {}
 }
 
 /// Whether the files that are prefetched are in the system's page cache already. Then prefetching only costs time.
@@ -343,21 +343,31 @@ const fn is_resident(_: &File, _: u64) -> bool {
     false
 }
 
+/// An open file of a folder.
 pub(super) struct OpenFile {
-    pub(super) file: File,
+    file: File,
     path: PathBuf,
-    length: u64,
+    found: Metadata,
 }
 
 impl OpenFile {
+    pub(super) const fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Returns what the system knew of the file when it was opened.
+    pub(super) const fn found(&self) -> &Metadata {
+        &self.found
+    }
+
     /// Reads `range`, which must be inside the file.
     fn read(&self, range: Range<u64>) -> Result<Vec<u8>> {
         let wanted = range
             .end
             .checked_sub(range.start)
-            .filter(|_| range.end <= self.length);
+            .filter(|_| range.end <= self.found.len());
         let Some(length) = wanted.and_then(|n| usize::try_from(n).ok()) else {
-            return Err(outside(&self.path, &range, self.length));
+            return Err(outside(&self.path, &range, self.found.len()));
         };
         read_at(&self.file, range.start, length).map_err(Error::io("read", &self.path))
     }
