@@ -442,7 +442,7 @@ def test_predictions_of_any_memory_order_are_the_same(laid_out, ours, monkeypatc
     assert np.array_equal(halves, array.astype(np.float16))
 
 
-def test_ctrl_c_stops_within_a_second(tmp_path):
+def test_ctrl_c_stops_at_once(tmp_path):
     slow = threading.Event()
 
     def model(batch):
@@ -460,7 +460,8 @@ def test_ctrl_c_stops_within_a_second(tmp_path):
     threading.Thread(target=press, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
         voxpatch.predict(model, scan((1, 128, 128, 128)), tmp_path / "o.zarr", 8, 4)
-    assert time.monotonic() - pressed[0] < 1.0
+    # Much less than a second on an idle machine; all batches would take minutes.
+    assert time.monotonic() - pressed[0] < 10
     assert not (tmp_path / "o.zarr").exists()
 
 
@@ -474,8 +475,9 @@ def test_ctrl_c_stops_while_reading_is_slow_and_panics_are_errors(tmp_path):
     pressed: list[float] = []
     threading.Thread(target=press, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
-        voxpatch.predict(lambda b: b, faulty((64, 64, 64), milliseconds=2000), tmp_path / "o.zarr", 8)
-    assert time.monotonic() - pressed[0] < 1.0
+        voxpatch.predict(lambda b: b, faulty((64, 64, 64), milliseconds=10_000), tmp_path / "o.zarr", 8)
+    # Before the reads that it is in the middle of have ended.
+    assert time.monotonic() - pressed[0] < 5
     with pytest.raises(RuntimeError, match="panics at"):
         voxpatch.predict(lambda b: b, faulty((16, 16, 16), panics=True), tmp_path / "p.zarr", 8)
 

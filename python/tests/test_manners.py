@@ -208,21 +208,20 @@ def test_an_iterator_of_another_process_says_so(subjects: list[Subject]) -> None
     next(iterator)
 
 
-def test_nothing_starts_at_import_and_it_takes_no_time() -> None:
+def test_an_import_starts_nothing_and_loads_little() -> None:
     program = """
-        import os, sys, time
+        import os, sys
         before = set(sys.modules)
-        began = time.process_time()
         import voxpatch
-        taken = time.process_time() - began
         assert len(os.listdir("/proc/self/task")) == 1, "a thread"
-        heavy = {"numpy", "torch", "monai", "torchio", "tqdm", "multiprocessing"} & (set(sys.modules) - before)
-        assert not heavy, heavy
-        print(taken)
+        loaded = {name.partition(".")[0] for name in set(sys.modules) - before}
+        others = loaded - set(sys.stdlib_module_names) - {"voxpatch"}
+        assert not others, others
+        slow = loaded & {"asyncio", "concurrent", "ctypes", "http", "multiprocessing", "sqlite3", "ssl", "subprocess", "unittest", "xml"}
+        assert not slow, slow
+        assert len(loaded) < 100, loaded
     """
-    command = [sys.executable, "-c", textwrap.dedent(program)]
-    taken = min(float(subprocess.run(command, check=True, capture_output=True, text=True).stdout) for _ in range(3))
-    assert taken < 0.1, f"{taken} s of processor time"
+    subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True)
 
 
 def test_errors_are_pickled() -> None:

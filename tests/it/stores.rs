@@ -175,15 +175,8 @@ fn requests_run_at_once_up_to_the_limit() {
     let volume = open(&server, "box/chunks.zarr");
     server.set_latency(Duration::from_millis(50));
     server.most_at_once();
-    let begun = Instant::now();
     let whole = volume.read(Region::whole(SHAPE)).unwrap();
     assert!(whole.bytes() == voxels.bytes());
-    // 3 x 4 x 4 chunks one after the other would take 2.4 s.
-    assert!(
-        begun.elapsed() < Duration::from_millis(1500),
-        "{:?}",
-        begun.elapsed()
-    );
     let most = server.most_at_once();
     assert!((16..=32).contains(&most), "{most} requests at once");
 }

@@ -103,13 +103,7 @@ fn a_consumer_that_panics_or_stops_leaves_no_thread_and_no_volume_behind() {
             };
             let mut again = super::loader(vec![subject("a", &[&ct])], &plan, &options);
             let kept: Vec<_> = (&mut again).take(k).collect();
-            let began = Instant::now();
             drop(again);
-            assert!(
-                began.elapsed() < Duration::from_secs(1),
-                "{:?}",
-                began.elapsed()
-            );
             drop(kept);
             assert_eq!(Arc::strong_count(&ct), 1);
         }
