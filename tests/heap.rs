@@ -131,8 +131,14 @@ fn patches_pieces_chunks_and_decodes_together_stay_within_the_budget() {
                     .with_contiguous_batches(batch > 1)
                     .with_shard(RankShard::whole(batch));
                 let mut loader = dataset.epoch(0).with_options(options).samples().unwrap();
-                while let Some(batch) = loader.next_contiguous_batch() {
-                    drop(batch.unwrap());
+                let mut delivered = 0;
+                while let Some(taken) = loader.next_contiguous_batch() {
+                    drop(taken.unwrap());
+                    delivered += batch;
+                    // The most patches are there when the consumer is slow.
+                    while threads > 0 && delivered < 240 && loader.stats().fill.1 > 0 {
+                        std::thread::yield_now();
+                    }
                 }
                 let stats = loader.stats();
                 drop(loader);

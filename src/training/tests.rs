@@ -285,6 +285,7 @@ fn a_small_buffer_decodes_less_than_a_window_of_patches_would() {
             threads,
             max_length: 1000,
             memory: bytes * patches,
+            table_bytes: 0,
             ..LoaderOptions::default()
         };
         let (regions, chunks) = decoded(&ct, &plan, &options(0));

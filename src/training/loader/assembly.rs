@@ -32,7 +32,8 @@ pub(super) struct Assembly {
     pub(super) part: Option<(Arc<BatchBuffer>, usize)>,
     /// The contiguous batch that ends with this patch.
     pub(super) ends: Option<Arc<BatchBuffer>>,
-    pub(super) pieces: Vec<Piece>,
+    /// The number of pieces that are parts of chunks.
+    pub(super) chunks: usize,
     /// The number of pieces that are not copied yet.
     pub(super) missing: AtomicUsize,
     pub(super) buffers: Vec<Mutex<Option<Buffer>>>,
@@ -146,26 +147,28 @@ impl PatchSource {
         (bytes(part, channels), bytes(region.voxels(), count))
     }
 
-    fn pieces(&self) -> Vec<Piece> {
-        let mut pieces = Vec::new();
-        for (n, (image, source)) in self.images().iter().zip(&self.sources).enumerate() {
-            if source.is_empty() {
-                continue;
-            }
-            let within = |size| intersecting(size, &image.channels, *source);
-            let key = |at| (self.opened.index, n, at);
+    /// Returns what is read for the patch, image by image.
+    fn pieces(&self) -> impl Iterator<Item = Piece> {
+        let images = self.images().iter().zip(&self.sources).enumerate();
+        let images = images.filter(|(_, (_, source))| !source.is_empty());
+        images.flat_map(move |(n, (image, source))| {
             let volume = image.source();
-            if volume.reads_parts() {
-                pieces.push(Piece::Whole(n));
-            } else if let Some(chunk) = volume.layout().read_chunk {
-                pieces.extend(within(chunk).map(|at| Piece::Chunk(key(at))));
-            } else if let Some(planes) = volume.read_granularity() {
-                pieces.extend(within(planes).map(|at| Piece::Planes(key(at))));
-            } else {
-                pieces.push(Piece::Whole(n));
-            }
-        }
-        pieces
+            let chunk = volume.layout().read_chunk;
+            let chunk = chunk.filter(|_| !volume.reads_parts());
+            let planes = || volume.read_granularity().filter(|_| !volume.reads_parts());
+            let size = chunk.or_else(planes);
+            let parts = size.map(|size| intersecting(size, &image.channels, *source));
+            let whole = parts.is_none().then_some(Piece::Whole(n));
+            let parts = parts.into_iter().flatten().map(move |at| {
+                let key = (self.opened.index, n, at);
+                if chunk.is_some() {
+                    Piece::Chunk(key)
+                } else {
+                    Piece::Planes(key)
+                }
+            });
+            whole.into_iter().chain(parts)
+        })
     }
 }
 
@@ -192,7 +195,7 @@ impl Assembly {
             ends: ends.map(|(batch, _)| Arc::clone(batch)),
             part: None,
             missing: AtomicUsize::new(0),
-            pieces: Vec::new(),
+            chunks: 0,
             buffers: Vec::new(),
             begun: AtomicBool::new(false),
             error: Mutex::default(),
@@ -210,12 +213,20 @@ impl Assembly {
                 assembly.bytes = subject.sample_bytes(shape);
             }
             assembly.bytes = assembly.bytes.saturating_add(source.unconverted_bytes());
-            assembly.pieces = source.pieces();
-            assembly.missing = AtomicUsize::new(assembly.pieces.len());
+            let is_chunk = |piece: &Piece| matches!(piece, Piece::Chunk(_));
+            assembly.chunks = source.pieces().filter(is_chunk).count();
+            assembly.missing = AtomicUsize::new(source.pieces().count());
             assembly.buffers = source.sources.iter().map(|_| Mutex::default()).collect();
             source
         });
         assembly
+    }
+
+    /// Returns what is read for the patch, always in the same order. A list of it is much longer than the rest of a
+    /// patch, and thousands of patches are drawn ahead.
+    pub(super) fn pieces(&self) -> impl Iterator<Item = Piece> {
+        let source = self.source.iter();
+        source.flat_map(PatchSource::pieces)
     }
 
     /// Wraps an error of this patch with its subject's name.

@@ -17,6 +17,8 @@ use crate::volume::{Chunk, FreedBytes};
 #[derive(Default)]
 pub(super) struct Holdings {
     reuse: Reuse<ChunkKey>,
+    /// The bytes of the tables for each chunk or piece, which count with its own.
+    table_bytes: u64,
     chunks: HashMap<ChunkKey, HeldChunk>,
     /// By chunk, and by the order of the patch that gets the piece.
     pieces: HashMap<(ChunkKey, u64), HeldPiece>,
@@ -63,8 +65,11 @@ pub(super) struct Cut {
 
 impl Holdings {
     /// Holds chunks that an earlier epoch left, each with the bytes that it is planned with.
-    pub(super) fn carried(chunks: Vec<CarriedChunk>) -> Self {
-        let mut held = Self::default();
+    pub(super) fn carried(chunks: Vec<CarriedChunk>, table_bytes: u64) -> Self {
+        let mut held = Self {
+            table_bytes,
+            ..Self::default()
+        };
         for (key, bytes, chunk) in chunks {
             held.reuse.hold(key, bytes);
             held.chunks.insert(key, HeldChunk::Here(chunk));
@@ -96,7 +101,8 @@ impl Holdings {
 
     /// Adds a coming patch that needs `part` bytes of a chunk of `whole` bytes.
     pub(super) fn expect(&mut self, order: u64, key: ChunkKey, part: u64, whole: u64) {
-        self.reuse.expect(order, key, part, whole);
+        let tables = self.table_bytes;
+        self.reuse.expect(order, key, part + tables, whole + tables);
     }
 
     /// Returns `true` if a chunk should be prefetched: its next use will decode it, as far as is known

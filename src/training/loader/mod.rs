@@ -173,6 +173,7 @@ impl Loader {
             bytes: options.memory,
             threads: options.threads,
             batch: options.shard.batch_size,
+            table_bytes: options.table_bytes,
         };
         let pool = Arc::new(SamplePool::new(options.memory));
         let gather = Gather::new(pool, options.transform.clone());

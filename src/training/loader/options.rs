@@ -51,7 +51,13 @@ pub struct LoaderOptions {
     pub transform: Option<Arc<Transform>>,
     /// The chunks that the dataset's last loader left, until this one takes them and leaves its own.
     pub(in crate::training) carry: Option<Carry>,
+    /// The bytes of the loader's tables for each chunk, and each part of a chunk, that is held. Tests with small chunks
+    /// have less.
+    pub(in crate::training) table_bytes: u64,
 }
+
+/// Measured: of parts of a few voxels, the loader's memory is this many times their number.
+const TABLE_BYTES: u64 = 256;
 
 /// What to do when a patch cannot be read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -78,6 +84,7 @@ impl Default for LoaderOptions {
             augment: Augmentation::default(),
             transform: None,
             carry: None,
+            table_bytes: TABLE_BYTES,
         }
     }
 }
@@ -177,6 +184,7 @@ impl fmt::Debug for LoaderOptions {
             .field("augment", &self.augment)
             .field("transform", &self.transform.is_some())
             .field("carry", &self.carry)
+            .field("table_bytes", &self.table_bytes)
             .finish()
     }
 }

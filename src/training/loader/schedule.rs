@@ -79,6 +79,8 @@ pub(super) struct Limits {
     pub(super) threads: usize,
     /// The number of patches that the consumer takes at a time.
     pub(super) batch: u64,
+    /// The bytes of the tables for each chunk or piece that is held.
+    pub(super) table_bytes: u64,
 }
 
 #[derive(Default)]
@@ -128,6 +130,7 @@ struct Largest {
 
 struct Admitted {
     assembly: Arc<Assembly>,
+    pieces: Vec<Piece>,
     /// The first piece that is not handed out.
     next: usize,
 }
@@ -213,7 +216,7 @@ impl Schedule {
     ) -> Self {
         let (chunks, chunk_bytes) = chunks;
         let state = State {
-            held: Holdings::carried(chunks),
+            held: Holdings::carried(chunks, limits.table_bytes),
             ..State::default()
         };
         Self {
@@ -368,17 +371,22 @@ impl Schedule {
                 return;
             }
             state.bytes = state.bytes.saturating_add(more);
-            for piece in &assembly.pieces {
-                match piece {
-                    Piece::Chunk(key) => state.coming.push_back((*key, Arc::clone(&assembly))),
+            let pieces: Vec<Piece> = assembly.pieces().collect();
+            for piece in &pieces {
+                match *piece {
+                    Piece::Chunk(key) => state.coming.push_back((key, Arc::clone(&assembly))),
                     Piece::Planes(key) => {
-                        let assemblies = state.planes.entry(*key).or_default();
+                        let assemblies = state.planes.entry(key).or_default();
                         assemblies.push(Arc::clone(&assembly));
                     }
                     Piece::Whole(_) => {}
                 }
             }
-            state.assemblies.push_back(Admitted { assembly, next: 0 });
+            state.assemblies.push_back(Admitted {
+                assembly,
+                pieces,
+                next: 0,
+            });
         }
     }
 
@@ -567,8 +575,8 @@ impl Largest {
         let Ok(source) = &assembly.source else {
             return;
         };
-        for piece in &assembly.pieces {
-            match *piece {
+        for piece in assembly.pieces() {
+            match piece {
                 Piece::Chunk((_, image, index)) => {
                     self.chunk = self.chunk.max(source.bytes_of(image, index).1);
                 }
@@ -627,8 +635,8 @@ impl State {
         let Ok(source) = &assembly.source else {
             return;
         };
-        for piece in &assembly.pieces {
-            if let Piece::Chunk(key) = *piece {
+        for piece in assembly.pieces() {
+            if let Piece::Chunk(key) = piece {
                 let (_, image, index) = key;
                 let (part, whole) = source.bytes_of(image, index);
                 self.held.expect(assembly.order, key, part, whole);
@@ -643,8 +651,7 @@ impl State {
         let Ok(source) = &assembly.source else {
             return;
         };
-        let is_chunk = |piece: &&Piece| matches!(piece, Piece::Chunk(_));
-        self.uses -= assembly.pieces.iter().filter(is_chunk).count();
+        self.uses -= assembly.chunks;
         let index = source.opened.index;
         if let Some(patches) = self.subjects.get_mut(&index) {
             *patches -= 1;
@@ -659,21 +666,20 @@ impl State {
     fn next_jobs(&mut self, limits: &Limits) -> Vec<Job> {
         while let Some(admitted) = self.assemblies.get(self.handed_out) {
             let assembly = Arc::clone(&admitted.assembly);
-            let mut next = admitted.next;
+            let (mut next, count) = (admitted.next, admitted.pieces.len());
             if next == 0 && !self.look_ahead(assembly.order) {
                 return Vec::new();
             }
             let mut jobs = Vec::new();
-            if assembly.pieces.is_empty() {
+            if count == 0 {
                 jobs.push(Job::Padding(Arc::clone(&assembly)));
             }
-            while jobs.is_empty()
-                && let Some(piece) = assembly.pieces.get(next)
-            {
+            while jobs.is_empty() && next < count {
+                let piece = self.assemblies[self.handed_out].pieces[next];
                 next += 1;
-                jobs = self.jobs_of(&assembly, *piece, limits);
+                jobs = self.jobs_of(&assembly, piece, limits);
             }
-            if next < assembly.pieces.len() {
+            if next < count {
                 self.assemblies[self.handed_out].next = next;
             } else {
                 self.handed_out += 1;

@@ -78,6 +78,7 @@ fn check(scale: u64, subjects: u64, threads: usize) {
                 threads,
                 max_length: 1000,
                 memory: (mib << 20) / scale.pow(3),
+                table_bytes: 256 / scale.pow(3),
                 ..LoaderOptions::default()
             };
             let make = uniform_of([patch / scale; 3], Border::Drop);

@@ -69,8 +69,8 @@ impl State {
             && let Some(assembly) = self.patch(self.far).cloned()
         {
             self.far += 1;
-            for piece in &assembly.pieces {
-                if let Piece::Chunk(key) = *piece
+            for piece in assembly.pieces() {
+                if let Piece::Chunk(key) = piece
                     && assembly.is_remote(key.1)
                     && self.held.announce(key)
                 {
