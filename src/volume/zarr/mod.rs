@@ -712,23 +712,26 @@ impl Volume for ZarrVolume {
             Codecs::Sharded(shards, indexes) => {
                 let (shard, inner) = shards.locate(&index);
                 let key = key(&shard);
+                if !self.store.is_remote() {
+                    // If the index cannot be read, the read of the chunk fails too and reports it.
+                    if let Ok(index) = self.shard_index(shards, indexes, (&shard, &key)) {
+                        self.prefetch_inner(shards, &index, (&key, inner));
+                    }
+                    return;
+                }
                 if let Some(known) = indexes.get(&shard) {
                     self.prefetch_inner(shards, &known, (&key, inner));
                 } else {
                     // Until a shard's index is known, only the index can be prefetched.
                     let (part, bytes) = (shards.index_part(), shards.index_bytes());
-                    if self.store.is_remote() {
-                        let mut awaited =
-                            self.awaited.lock().unwrap_or_else(PoisonError::into_inner);
-                        if awaited.len() < MAX_AWAITED {
-                            awaited.entry(shard).or_default().push(inner);
-                        }
+                    let mut awaited = self.awaited.lock().unwrap_or_else(PoisonError::into_inner);
+                    if awaited.len() < MAX_AWAITED {
+                        awaited.entry(shard).or_default().push(inner);
                     }
+                    drop(awaited);
                     self.store.prefetch(&key, part, bytes, None);
                 }
-                if self.store.is_remote() {
-                    self.advance(shards, indexes);
-                }
+                self.advance(shards, indexes);
             }
         }
     }
