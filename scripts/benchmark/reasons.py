@@ -3,8 +3,7 @@ counts."""
 
 REASONS = [
     (("cold/",),
-     "chunks of 32^3 are many small requests to the disk. Each of our threads has two more in flight while it reads one; TensorStore has "
-     "eight"),
+     "chunks of 32^3 are many small reads of the disk. Half of our time is the kernel's, for these and for the memory of new chunks"),
     ((".npy", ".nii"),
      "numpy holds one patch; we hold a buffer of patches that are ready"),
     (("random/96^3 of i16-blosc-zstd",),
