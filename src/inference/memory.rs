@@ -11,6 +11,10 @@ use crate::volume::rebuilding_bytes;
 /// Finished batches for each thread that may wait for an earlier one, such as one that completes write chunks.
 const REORDER_BATCHES_PER_THREAD: u64 = 3;
 
+/// The fraction of the memory left after what is needed that these have before cached chunks do (1 / 3), since threads that
+/// wait cost more than chunks that are decoded twice.
+const REORDER_FRACTION: u64 = 3;
+
 /// The fraction of the memory that is left unplanned (1 / 16), because the allocator retains some freed memory.
 const ALLOCATOR_RESERVE_FRACTION: u64 = 16;
 
@@ -121,10 +125,15 @@ impl Schedule {
         self.live_bytes = found.live_bytes;
         self.blender_bytes = self.blender_bytes(&passes);
         self.passes = passes;
-        self.cache_bytes = left.min(self.useful_cache);
-        let predictions = self.working.predictions;
-        let lead = (left - self.cache_bytes) / predictions.max(1);
-        let lead = lead.min(REORDER_BATCHES_PER_THREAD * threads as u64);
+        let predictions = self.working.predictions.max(1);
+        let most = REORDER_BATCHES_PER_THREAD * threads as u64;
+        let least = if threads > 1 && self.rereads_cheaply {
+            most.min(left / REORDER_FRACTION / predictions) * predictions
+        } else {
+            0
+        };
+        self.cache_bytes = (left - least).min(self.useful_cache);
+        let lead = most.min((left - self.cache_bytes) / predictions);
         self.reorder_bytes = lead * predictions;
         self.ahead = least_ahead(threads) + usize::try_from(lead).unwrap_or(0);
         let peak = needed + self.cache_bytes + self.reorder_bytes;

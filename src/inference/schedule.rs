@@ -50,6 +50,8 @@ pub(super) struct Schedule {
     pub(super) working: Working,
     /// Bytes of decoded input chunks that are worth caching.
     pub(super) useful_cache: u64,
+    /// Whether reading a chunk again only costs its decoding, and neither a request nor interpolation.
+    pub(super) rereads_cheaply: bool,
     pub(super) inference: InferenceOptions,
     pub(super) padding: Padding,
     /// The type of patches that the model takes.
@@ -178,6 +180,7 @@ impl InferenceOptions {
             begun: begun.to_vec(),
             working: Working::new(self, input, model, &outputs),
             useful_cache: useful_cache(grid, input),
+            rereads_cheaply: !input.remote && input.read_memory.source.is_none(),
             inference: self.clone(),
             padding,
             input: model.input(),

@@ -284,6 +284,43 @@ fn with_memory_for_the_front_each_input_chunk_is_read_once() {
 }
 
 #[test]
+fn predictions_that_wait_have_memory_before_chunks_that_are_cheap_to_read_again() {
+    let model = builtin_model("identity").unwrap();
+    let input = Layout {
+        read_chunk: Some([1, 64, 64, 64]),
+        ..Layout::new([256; 3], 1, DType::F32)
+    };
+    let planned = |input: &Layout, threads, memory| {
+        let what = InferenceOptions {
+            memory,
+            threads,
+            min_threads: threads,
+            ..InferenceOptions::new([64; 3]).with_overlap([32; 3])
+        };
+        let target = target(Path::new("out.zarr"), Blend::Hann, Reduce::Mean);
+        what.plan(input, &*model, &[target]).unwrap()
+    };
+    let divided = |input: &Layout, threads, more: u64| {
+        let all = planned(input, threads, 1 << 40);
+        let least = all.peak_bytes - all.cache_bytes - all.reorder_bytes;
+        // A sixteenth is not planned.
+        let plan = planned(input, threads, (least + more) * 16 / 15 + 1);
+        assert!(plan.cache_bytes + plan.reorder_bytes <= more + 1);
+        (plan.cache_bytes, plan.reorder_bytes)
+    };
+    const MIB: u64 = 1 << 20;
+    // A prediction has 1 MiB; two threads may have six that wait.
+    assert_eq!(divided(&input, 2, 9 * MIB), (6 * MIB, 3 * MIB));
+    assert_eq!(divided(&input, 2, 36 * MIB).1, 6 * MIB);
+    assert_eq!(divided(&input, 1, 9 * MIB).1, 0);
+    let remote = Layout {
+        remote: true,
+        ..input
+    };
+    assert_eq!(divided(&remote, 2, 9 * MIB).1, 0);
+}
+
+#[test]
 fn a_stopped_or_failed_run_leaves_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("out.zarr");
