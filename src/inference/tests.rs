@@ -285,6 +285,7 @@ fn with_memory_for_the_front_each_input_chunk_is_read_once() {
 
 #[test]
 fn predictions_that_wait_have_memory_before_chunks_that_are_cheap_to_read_again() {
+    const MIB: u64 = 1 << 20;
     let model = builtin_model("identity").unwrap();
     let input = Layout {
         read_chunk: Some([1, 64, 64, 64]),
@@ -306,12 +307,11 @@ fn predictions_that_wait_have_memory_before_chunks_that_are_cheap_to_read_again(
         // A sixteenth is not planned.
         let plan = planned(input, threads, (least + more) * 16 / 15 + 1);
         assert!(plan.cache_bytes + plan.reorder_bytes <= more + 1);
-        (plan.cache_bytes, plan.reorder_bytes)
+        (plan.cache_bytes / MIB, plan.reorder_bytes / MIB)
     };
-    const MIB: u64 = 1 << 20;
     // A prediction has 1 MiB; two threads may have six that wait.
-    assert_eq!(divided(&input, 2, 9 * MIB), (6 * MIB, 3 * MIB));
-    assert_eq!(divided(&input, 2, 36 * MIB).1, 6 * MIB);
+    assert_eq!(divided(&input, 2, 9 * MIB), (6, 3));
+    assert_eq!(divided(&input, 2, 36 * MIB).1, 6);
     assert_eq!(divided(&input, 1, 9 * MIB).1, 0);
     let remote = Layout {
         remote: true,
