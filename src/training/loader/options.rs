@@ -56,7 +56,7 @@ pub struct LoaderOptions {
     pub(in crate::training) table_bytes: u64,
 }
 
-/// Measured: of parts of a few voxels, the loader's memory is this many times their number.
+/// About what an entry of a table, a candidate for eviction and the chunk's own fields take.
 const TABLE_BYTES: u64 = 256;
 
 /// What to do when a patch cannot be read.
