@@ -32,9 +32,7 @@ pub(super) struct Assembly {
     pub(super) part: Option<(Arc<BatchBuffer>, usize)>,
     /// The contiguous batch that ends with this patch.
     pub(super) ends: Option<Arc<BatchBuffer>>,
-    /// The number of pieces that are parts of chunks.
-    pub(super) chunks: usize,
-    /// The number of pieces that are not copied yet.
+    /// The number of pieces that are not copied yet, once it is admitted.
     pub(super) missing: AtomicUsize,
     pub(super) buffers: Vec<Mutex<Option<Buffer>>>,
     /// `true` once the patch has taken a buffer.
@@ -154,9 +152,11 @@ impl PatchSource {
         images.flat_map(move |(n, (image, source))| {
             let volume = image.source();
             let chunk = volume.layout().read_chunk;
-            let chunk = chunk.filter(|_| !volume.reads_parts());
-            let planes = || volume.read_granularity().filter(|_| !volume.reads_parts());
-            let size = chunk.or_else(planes);
+            let size = if volume.reads_parts() {
+                None
+            } else {
+                chunk.or_else(|| volume.read_granularity())
+            };
             let parts = size.map(|size| intersecting(size, &image.channels, *source));
             let whole = parts.is_none().then_some(Piece::Whole(n));
             let parts = parts.into_iter().flatten().map(move |at| {
@@ -195,7 +195,6 @@ impl Assembly {
             ends: ends.map(|(batch, _)| Arc::clone(batch)),
             part: None,
             missing: AtomicUsize::new(0),
-            chunks: 0,
             buffers: Vec::new(),
             begun: AtomicBool::new(false),
             error: Mutex::default(),
@@ -213,9 +212,6 @@ impl Assembly {
                 assembly.bytes = subject.sample_bytes(shape);
             }
             assembly.bytes = assembly.bytes.saturating_add(source.unconverted_bytes());
-            let is_chunk = |piece: &Piece| matches!(piece, Piece::Chunk(_));
-            assembly.chunks = source.pieces().filter(is_chunk).count();
-            assembly.missing = AtomicUsize::new(source.pieces().count());
             assembly.buffers = source.sources.iter().map(|_| Mutex::default()).collect();
             source
         });

@@ -130,6 +130,7 @@ struct Largest {
 
 struct Admitted {
     assembly: Arc<Assembly>,
+    /// All of its pieces, until all are handed out.
     pieces: Vec<Piece>,
     /// The first piece that is not handed out.
     next: usize,
@@ -372,6 +373,7 @@ impl Schedule {
             }
             state.bytes = state.bytes.saturating_add(more);
             let pieces: Vec<Piece> = assembly.pieces().collect();
+            assembly.missing.store(pieces.len(), Ordering::Release);
             for piece in &pieces {
                 match *piece {
                     Piece::Chunk(key) => state.coming.push_back((key, Arc::clone(&assembly))),
@@ -646,12 +648,13 @@ impl State {
         *self.subjects.entry(source.opened.index).or_default() += 1;
     }
 
-    /// Removes a patch, whose work is all handed out, from the lookahead.
-    fn forget(&mut self, assembly: &Assembly) {
+    /// Removes a patch with these pieces, whose work is all handed out, from the lookahead.
+    fn forget(&mut self, assembly: &Assembly, pieces: &[Piece]) {
         let Ok(source) = &assembly.source else {
             return;
         };
-        self.uses -= assembly.chunks;
+        let is_chunk = |piece: &&Piece| matches!(piece, Piece::Chunk(_));
+        self.uses -= pieces.iter().filter(is_chunk).count();
         let index = source.opened.index;
         if let Some(patches) = self.subjects.get_mut(&index) {
             *patches -= 1;
@@ -682,8 +685,9 @@ impl State {
             if next < count {
                 self.assemblies[self.handed_out].next = next;
             } else {
+                let pieces = std::mem::take(&mut self.assemblies[self.handed_out].pieces);
                 self.handed_out += 1;
-                self.forget(&assembly);
+                self.forget(&assembly, &pieces);
             }
             if !jobs.is_empty() {
                 return jobs;
