@@ -109,7 +109,8 @@ class Queue:
     max_length : int, default 300
         The most patches that wait.
     memory : int, default 268435456
-        Bytes that waiting patches and decoded chunks may take together. Chunks stay in memory between epochs.
+        Bytes that waiting patches and decoded chunks may take together. Chunks stay in memory between epochs. Gaps between
+        them may take a seventh more.
     threads : int, optional
         Threads that read ahead; one for each core if not given. With 0 the caller's own thread reads.
     shuffle_subjects, shuffle_patches : bool, default True

@@ -1161,6 +1161,7 @@ fn memory_stays_within_what_was_given() {
         more > many,
         "more is taken where more is given: {more} {many}"
     );
+    assert!(more < (64 + 16) << 20, "{more} of 64 MiB");
 }
 
 #[test]

@@ -282,7 +282,12 @@ impl ChunkBytes {
         self.0.now.load(Ordering::Acquire)
     }
 
-    /// Returns the memory of chunks and pieces that were freed to the system from time to time.
+    /// Allows the process to grow until these bytes, and all else that a loader holds, are `all` bytes.
+    pub(super) fn allow(&self, all: u64) {
+        self.0.freed.allow(all.saturating_sub(self.now()));
+    }
+
+    /// Returns the memory of chunks and pieces that were freed to the system, when the process takes more than is allowed.
     pub(super) fn give_back(&self) {
         self.0.freed.give_back();
     }

@@ -167,6 +167,7 @@ impl Loader {
             chunks,
             bytes,
         } = options.carry.as_ref().map(Carry::take).unwrap_or_default();
+        bytes.allow(options.memory);
         let feed = Feed::new(subjects, samplers, plan, state.epoch, feed, open);
         let limits = Limits {
             patches: options.max_length.max(1),

@@ -26,7 +26,7 @@ pub struct LoaderOptions {
     /// together. Patches take up to half of it. The rest holds chunks, or parts of chunks, that
     /// coming patches need: those whose next use is soon and whose size is small stay. So each chunk
     /// is decoded once if all chunks fit. One patch is always admitted. The lookahead itself takes
-    /// up to 6 MiB more.
+    /// up to 6 MiB more, and gaps in the heap up to a seventh before they are returned to the system.
     pub memory: u64,
     /// The patches of this rank.
     pub shard: RankShard,

@@ -19,33 +19,51 @@ pub(crate) const fn give_back_freed() {}
 /// Freed bytes after which the memory of the process is looked at.
 const OFTEN: u64 = 8 << 20;
 
-/// The growth of the memory of the process at which freed memory is returned to the system.
-const MOST_GROWTH: u64 = 12 << 20;
+/// The least growth of the memory of the process at which freed memory is returned to the system.
+const LEAST_GROWTH: u64 = 12 << 20;
+
+/// One in this many bytes of what is allowed is added for gaps in the heap.
+const GAPS_SHARE: u64 = 7;
 
 /// The bytes that were freed since the memory of the process was last looked at.
 ///
 /// Buffers of many sizes leave gaps in the heap, next to those that stay, such as cached chunks. Without returning them
 /// to the system, the gaps would take more and more memory next to the budget. Returning them takes time, and so does
-/// the next use of each page, so that it only happens when the memory of the process has grown.
+/// the next use of each page, so that it only happens when the memory of the process has grown, and is more than is
+/// allowed.
 #[derive(Debug, Default)]
-pub(crate) struct FreedBytes(AtomicU64);
+pub(crate) struct FreedBytes {
+    bytes: AtomicU64,
+    /// The memory of the process that is allowed.
+    allowed: AtomicU64,
+}
 
 impl FreedBytes {
+    /// Allows the process to grow by `bytes`, and gaps between them, from now on before freed memory is returned.
+    pub(crate) fn allow(&self, bytes: u64) {
+        // What was freed before must not be allowed twice.
+        give_back_freed();
+        let now = anonymous_bytes().unwrap_or(0);
+        let allowed = now.saturating_add(bytes).saturating_add(bytes / GAPS_SHARE);
+        self.allowed.store(allowed, Ordering::Relaxed);
+    }
+
     /// Counts bytes that were freed.
     pub(crate) fn add(&self, bytes: u64) {
-        self.0.fetch_add(bytes, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
     /// Returns freed memory to the system, if there may be enough of it.
     pub(crate) fn give_back(&self) {
         /// The memory of the process after freed memory was last returned.
         static BEFORE: AtomicU64 = AtomicU64::new(0);
-        if self.0.load(Ordering::Relaxed) < OFTEN || self.0.swap(0, Ordering::Relaxed) < OFTEN {
+        let bytes = &self.bytes;
+        if bytes.load(Ordering::Relaxed) < OFTEN || bytes.swap(0, Ordering::Relaxed) < OFTEN {
             return;
         }
-        let grown = anonymous_bytes()
-            .is_none_or(|now| now > BEFORE.load(Ordering::Relaxed).saturating_add(MOST_GROWTH));
-        if grown {
+        let grown = BEFORE.load(Ordering::Relaxed).saturating_add(LEAST_GROWTH);
+        let limit = grown.max(self.allowed.load(Ordering::Relaxed));
+        if anonymous_bytes().is_none_or(|now| now > limit) {
             give_back_freed();
             BEFORE.store(anonymous_bytes().unwrap_or(0), Ordering::Relaxed);
         }
