@@ -677,10 +677,12 @@ impl State {
             if count == 0 {
                 jobs.push(Job::Padding(Arc::clone(&assembly)));
             }
-            while jobs.is_empty() && next < count {
+            // One thread copies all that is there, so that two do not wait for each other's copies to one patch.
+            let is_copy = |job: &Job| matches!(job, Job::Copy(..));
+            while jobs.iter().all(is_copy) && next < count {
                 let piece = self.assemblies[self.handed_out].pieces[next];
                 next += 1;
-                jobs = self.jobs_of(&assembly, piece, limits);
+                jobs.extend(self.jobs_of(&assembly, piece, limits));
             }
             if next < count {
                 self.assemblies[self.handed_out].next = next;

@@ -26,6 +26,13 @@ impl State {
     /// Returns the next chunks to prefetch, so that many requests are under way and prefetching gets ahead; still more
     /// of remote volumes, of which prefetching costs this thread nothing.
     pub(super) fn next_prefetches(&mut self) -> Vec<(ChunkKey, Arc<Assembly>)> {
+        // Patches whose work is all handed out need no prefetching any more.
+        let first = self.next_order();
+        while let Some((_, assembly)) = self.coming.front()
+            && assembly.order < first
+        {
+            self.coming.pop_front();
+        }
         let next = self.coming.front();
         let most = if next.is_some_and(|(key, assembly)| assembly.is_remote(key.1)) {
             REMOTE_PREFETCHES
