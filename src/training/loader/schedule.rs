@@ -83,12 +83,22 @@ pub(super) struct Limits {
     pub(super) table_bytes: u64,
 }
 
+/// What the feed does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Feeding {
+    #[default]
+    Waiting,
+    /// A thread draws patches.
+    Drawing,
+    /// All patches are drawn.
+    Finished,
+}
+
 #[derive(Default)]
 struct State {
     /// Drawn patches that are not admitted yet.
     drawn: VecDeque<Arc<Assembly>>,
-    feeding: bool,
-    fed: bool,
+    feeding: Feeding,
     /// Admitted patches in delivery order.
     assemblies: VecDeque<Admitted>,
     /// The number of patches at the front whose work is all handed out.
@@ -111,6 +121,8 @@ struct State {
     /// Bytes of admitted patches.
     bytes: u64,
     largest: Largest,
+    /// `true` once the first patch is complete.
+    has_first: bool,
     /// Threads that work and do not wait for room.
     working: usize,
     stop: bool,
@@ -302,7 +314,7 @@ impl Schedule {
             if state.needs_draws() {
                 continue;
             }
-            if state.fed && state.drawn.is_empty() {
+            if state.feeding == Feeding::Finished && state.drawn.is_empty() {
                 return Step::Finished;
             }
             if !wait {
@@ -314,7 +326,7 @@ impl Schedule {
 
     /// Draws the next patches, without the lock, and admits those that fit.
     fn draw<'a>(&'a self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
-        state.feeding = true;
+        state.feeding = Feeding::Drawing;
         let orders = state.orders..;
         drop(state);
         let new = |(drawn, order)| Arc::new(Assembly::new(drawn, order));
@@ -324,8 +336,11 @@ impl Schedule {
         for index in changed {
             state.held.forget(index);
         }
-        state.feeding = false;
-        state.fed = assemblies.is_empty();
+        state.feeding = if assemblies.is_empty() {
+            Feeding::Finished
+        } else {
+            Feeding::Waiting
+        };
         state.orders += assemblies.len() as u64;
         for assembly in assemblies {
             state.largest.include(&assembly);
@@ -420,7 +435,10 @@ impl Schedule {
                     Err(Failed::Error(error)) => Delivered::Error(error),
                 });
             }
-            if state.stop || (state.assemblies.is_empty() && state.drawn.is_empty() && state.fed) {
+            let is_over = state.feeding == Feeding::Finished
+                && state.assemblies.is_empty()
+                && state.drawn.is_empty();
+            if state.stop || is_over {
                 return TryNext::Finished;
             }
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
@@ -567,8 +585,14 @@ impl Schedule {
         };
         *lock(&assembly.done) = Some(done);
         // Taking the lock ensures that a consumer that checked before is waiting by now.
-        drop(self.lock());
+        let mut state = self.lock();
+        let is_first = assembly.order == 0;
+        state.has_first |= is_first;
+        drop(state);
         self.ready.notify();
+        if is_first {
+            self.work.notify();
+        }
     }
 }
 
@@ -601,7 +625,7 @@ impl State {
         };
         let is_near = self.expected + spare >= self.orders && !self.is_far_enough();
         let is_short = self.drawn.is_empty() || (self.largest.chunk > 0 && is_near);
-        !self.fed && !self.feeding && is_short
+        self.feeding == Feeding::Waiting && is_short
     }
 
     /// Returns `true` if the lookahead is as long as it may be.
@@ -625,7 +649,8 @@ impl State {
         let end = order.saturating_add(ahead.min(MAX_AHEAD));
         while self.expected <= order || (self.expected <= end && !self.is_far_enough()) {
             let Some(assembly) = self.patch(self.expected).cloned() else {
-                return self.fed || (self.expected > order && self.largest.chunk == 0);
+                let is_last = self.feeding == Feeding::Finished;
+                return is_last || (self.expected > order && self.largest.chunk == 0);
             };
             self.expected += 1;
             self.expect(&assembly);
@@ -676,6 +701,12 @@ impl State {
             let mut jobs = Vec::new();
             if count == 0 {
                 jobs.push(Job::Padding(Arc::clone(&assembly)));
+            }
+            // Others would take the disk away from the first patch. Decoding takes the processor, of which there is more.
+            let piece = self.assemblies[self.handed_out].pieces.get(next);
+            let is_chunk = piece.is_none_or(|piece| matches!(piece, Piece::Chunk(_)));
+            if assembly.order > 0 && !self.has_first && !is_chunk {
+                return Vec::new();
             }
             // One thread copies all that is there, so that two do not wait for each other's copies to one patch.
             let is_copy = |job: &Job| matches!(job, Job::Copy(..));

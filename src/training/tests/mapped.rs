@@ -105,18 +105,57 @@ fn a_mapped_file_that_is_replaced_stays_what_it_was_but_no_patches_are_drawn_fro
     assert!(matches!(open(&path), Err(Error::FileLength { .. })));
 }
 
-/// A volume in planes that counts the bytes that are read.
+/// A volume in planes that counts the bytes that were read.
 #[derive(Debug)]
-struct Planes(MemoryVolume, AtomicUsize);
+struct Planes {
+    memory: MemoryVolume,
+    read: AtomicUsize,
+    /// The first patch, if each read takes a while.
+    first: Option<Region>,
+    /// The reads for other patches that began before all of the first one was read.
+    early: AtomicUsize,
+}
+
+impl Planes {
+    fn new(first: Option<Region>) -> Arc<Self> {
+        let voxels = vec![7_u8; 64 * 100 * 100];
+        Arc::new(Self {
+            memory: MemoryVolume::from_vec([64, 100, 100], 1, voxels).unwrap(),
+            read: AtomicUsize::new(0),
+            first,
+            early: AtomicUsize::new(0),
+        })
+    }
+
+    /// Reads 300 patches of 8^3 of a volume.
+    fn loader(volume: &Arc<Self>, threads: usize) -> Loader {
+        let subject = of_volumes("s", vec![("ct", Arc::clone(volume) as _)]);
+        let plan = EpochPlan::new(1, 300, 1).unwrap();
+        let options = LoaderOptions {
+            max_length: 300,
+            ..options(threads)
+        };
+        let make = uniform_of([8; 3], Border::Drop);
+        Loader::new(Arc::new(vec![subject]), make, &plan, 0, &options).unwrap()
+    }
+}
 
 impl Volume for Planes {
     fn layout(&self) -> &Layout {
-        self.0.layout()
+        self.memory.layout()
     }
 
     fn read_channels(&self, channels: Range<u64>, region: Region, out: &mut [u8]) -> Result<()> {
-        self.1.fetch_add(out.len(), Ordering::Relaxed);
-        self.0.read_channels(channels, region, out)
+        if let Some(first) = self.first {
+            let is_other = first.intersection(&region) != Some(region);
+            if is_other && self.read.load(Ordering::SeqCst) < 8 * 8 * 8 {
+                self.early.fetch_add(1, Ordering::SeqCst);
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        self.memory.read_channels(channels, region, out)?;
+        self.read.fetch_add(out.len(), Ordering::SeqCst);
+        Ok(())
     }
 
     fn read_granularity(&self) -> Option<ChunkShape> {
@@ -126,19 +165,18 @@ impl Volume for Planes {
 
 #[test]
 fn the_first_patch_of_a_flat_file_waits_for_no_other() {
-    let voxels = vec![7_u8; 64 * 100 * 100];
-    let memory = MemoryVolume::from_vec([64, 100, 100], 1, voxels).unwrap();
-    let volume = Arc::new(Planes(memory, AtomicUsize::new(0)));
-    let subject = of_volumes("s", vec![("ct", Arc::clone(&volume) as _)]);
-    let plan = EpochPlan::new(1, 300, 1).unwrap();
-    let options = LoaderOptions {
-        max_length: 300,
-        ..options(0)
-    };
-    let make = uniform_of([8; 3], Border::Drop);
-    let mut loader = Loader::new(Arc::new(vec![subject]), make, &plan, 0, &options).unwrap();
-    assert!(loader.next().is_some_and(|sample| sample.is_ok()));
-    assert_eq!(volume.1.load(Ordering::Relaxed), 8 * 8 * 8);
+    let volume = Planes::new(None);
+    let mut loader = Planes::loader(&volume, 0);
+    let first = loader.next().unwrap().unwrap();
+    assert_eq!(volume.read.load(Ordering::SeqCst), 8 * 8 * 8);
     assert_eq!(loader.flatten().count(), 299);
-    assert!(volume.1.load(Ordering::Relaxed) > 299 * 8 * 8 * 8 / 2);
+    assert!(volume.read.load(Ordering::SeqCst) > 299 * 8 * 8 * 8 / 2);
+
+    for threads in [1, 2, 4, 16] {
+        let volume = Planes::new(Some(first.patches()[0].region()));
+        let loader = Planes::loader(&volume, threads);
+        assert_eq!(loader.flatten().count(), 300);
+        let early = volume.early.load(Ordering::SeqCst);
+        assert_eq!(early, 0, "{threads} threads");
+    }
 }
