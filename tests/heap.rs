@@ -204,7 +204,7 @@ fn one_thread_allocates_no_voxels_once_it_has_its_buffers_and_several_allocate_f
     let models: [(&str, Arc<dyn Model>); 4] = [
         ("identity", builtin("identity")),
         ("2 classes", builtin("threshold:5")),
-        ("gaussian", builtin("gaussian:1")),
+        ("gaussian", builtin("gaussian:0.4")),
         ("9 classes", builtin("threshold:1,2,3,4,5,6,7,8")),
     ];
     let options = |reduce| {
@@ -221,7 +221,7 @@ fn one_thread_allocates_no_voxels_once_it_has_its_buffers_and_several_allocate_f
         ("crop", options(Reduce::Mean).with_blend(Blend::Crop)),
     ];
     for (n, (name, model)) in models.iter().enumerate() {
-        let (reductions, dtypes) = if n < 2 { (5, 2) } else { (2, 1) };
+        let (reductions, dtypes) = [(5, 2), (5, 2), (1, 1), (2, 1)][n];
         for dtype in [DType::F32, DType::I16].into_iter().take(dtypes) {
             for (reduce, options) in all.iter().take(reductions) {
                 for threads in [1, 3] {

@@ -702,7 +702,7 @@ impl State {
             if count == 0 {
                 jobs.push(Job::Padding(Arc::clone(&assembly)));
             }
-            // Others would take the disk away from the first patch. Decoding takes the processor, of which there is more.
+            // Reading files for later patches would keep the disk from the first one. Decoding mostly takes a processor.
             let piece = self.assemblies[self.handed_out].pieces.get(next);
             let is_chunk = piece.is_none_or(|piece| matches!(piece, Piece::Chunk(_)));
             if assembly.order > 0 && !self.has_first && !is_chunk {
