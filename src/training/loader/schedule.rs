@@ -585,10 +585,8 @@ impl Schedule {
         };
         *lock(&assembly.done) = Some(done);
         // Taking the lock ensures that a consumer that checked before is waiting by now.
-        let mut state = self.lock();
         let is_first = assembly.order == 0;
-        state.has_first |= is_first;
-        drop(state);
+        self.lock().has_first |= is_first;
         self.ready.notify();
         if is_first {
             self.work.notify();
@@ -689,8 +687,8 @@ impl State {
         }
     }
 
-    /// Returns the next unit of work, after the evictions that it needs; nothing if all is handed out, or
-    /// if more patches must be drawn first.
+    /// Returns the next unit of work, after the evictions that it needs; nothing if all is handed out, if more patches
+    /// must be drawn first, or if the first patch must be complete first.
     fn next_jobs(&mut self, limits: &Limits) -> Vec<Job> {
         while let Some(admitted) = self.assemblies.get(self.handed_out) {
             let assembly = Arc::clone(&admitted.assembly);
@@ -702,26 +700,25 @@ impl State {
             if count == 0 {
                 jobs.push(Job::Padding(Arc::clone(&assembly)));
             }
-            // Reading files for later patches would keep the disk from the first one. Decoding mostly takes a processor.
-            let piece = self.assemblies[self.handed_out].pieces.get(next);
-            let is_chunk = piece.is_none_or(|piece| matches!(piece, Piece::Chunk(_)));
-            if assembly.order > 0 && !self.has_first && !is_chunk {
-                return Vec::new();
-            }
             // One thread copies all that is there, so that two do not wait for each other's copies to one patch.
             let is_copy = |job: &Job| matches!(job, Job::Copy(..));
             while jobs.iter().all(is_copy) && next < count {
                 let piece = self.assemblies[self.handed_out].pieces[next];
+                // Reading files for later patches would keep the disk from the first one. Decoding mostly takes a processor.
+                let reads_file = !matches!(piece, Piece::Chunk(_));
+                if reads_file && assembly.order > 0 && !self.has_first {
+                    break;
+                }
                 next += 1;
                 jobs.extend(self.jobs_of(&assembly, piece, limits));
             }
             if next < count {
                 self.assemblies[self.handed_out].next = next;
-            } else {
-                let pieces = std::mem::take(&mut self.assemblies[self.handed_out].pieces);
-                self.handed_out += 1;
-                self.forget(&assembly, &pieces);
+                return jobs;
             }
+            let pieces = std::mem::take(&mut self.assemblies[self.handed_out].pieces);
+            self.handed_out += 1;
+            self.forget(&assembly, &pieces);
             if !jobs.is_empty() {
                 return jobs;
             }

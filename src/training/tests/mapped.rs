@@ -3,6 +3,7 @@
 use std::fs;
 
 use super::hard::{of_volumes, uniform_of};
+use super::reuse::Counting;
 use super::*;
 use crate::pad::Padding;
 use crate::sampler::Border;
@@ -127,9 +128,14 @@ impl Planes {
         })
     }
 
-    /// Reads 300 patches of 8^3 of a volume.
-    fn loader(volume: &Arc<Self>, threads: usize) -> Loader {
-        let subject = of_volumes("s", vec![("ct", Arc::clone(volume) as _)]);
+    /// Reads 300 patches of 8^3 of a volume, after the same of one that is a single chunk if `chunked` is set.
+    fn loader(volume: &Arc<Self>, threads: usize, chunked: bool) -> Loader {
+        let mut volumes: Vec<(&str, Arc<dyn Volume>)> = vec![("ct", Arc::clone(volume) as _)];
+        if chunked {
+            let other = Counting::new(volume.layout().shape, 128, DType::U8);
+            volumes.insert(0, ("other", other));
+        }
+        let subject = of_volumes("s", volumes);
         let plan = EpochPlan::new(1, 300, 1).unwrap();
         let options = LoaderOptions {
             max_length: 300,
@@ -166,17 +172,17 @@ impl Volume for Planes {
 #[test]
 fn the_first_patch_of_a_flat_file_waits_for_no_other() {
     let volume = Planes::new(None);
-    let mut loader = Planes::loader(&volume, 0);
+    let mut loader = Planes::loader(&volume, 0, false);
     let first = loader.next().unwrap().unwrap();
     assert_eq!(volume.read.load(Ordering::SeqCst), 8 * 8 * 8);
     assert_eq!(loader.flatten().count(), 299);
     assert!(volume.read.load(Ordering::SeqCst) > 299 * 8 * 8 * 8 / 2);
 
-    for threads in [1, 2, 4, 16] {
+    for (threads, chunked) in [1, 2, 4, 16].map(|n| [(n, false), (n, true)]).concat() {
         let volume = Planes::new(Some(first.patches()[0].region()));
-        let loader = Planes::loader(&volume, threads);
+        let loader = Planes::loader(&volume, threads, chunked);
         assert_eq!(loader.flatten().count(), 300);
         let early = volume.early.load(Ordering::SeqCst);
-        assert_eq!(early, 0, "{threads} threads");
+        assert_eq!(early, 0, "{threads} threads, after chunks: {chunked}");
     }
 }

@@ -10,13 +10,13 @@ const PATCHES: u64 = 1500;
 
 /// A volume of zeros that counts its decodes.
 #[derive(Debug)]
-struct Counting {
+pub(super) struct Counting {
     layout: Layout,
     decodes: AtomicUsize,
 }
 
 impl Counting {
-    fn new(shape: Shape, chunk: u64, dtype: DType) -> Arc<Self> {
+    pub(super) fn new(shape: Shape, chunk: u64, dtype: DType) -> Arc<Self> {
         let layout = Layout {
             read_chunk: Some([1, chunk, chunk, chunk]),
             ..Layout::new(shape, 1, dtype)
