@@ -34,14 +34,12 @@ impl Cached {
     #[must_use]
     pub fn new(volume: Arc<dyn Volume>, budget: u64) -> Self {
         let chunks = Lru::new(budget, |chunk: &Arc<Chunk>| chunk.bytes());
-        let freed = FreedBytes::default();
-        freed.allow(budget);
         Self {
             layout: volume.layout().of_wrapper(),
             inner: volume,
             chunks,
             hits: AtomicU64::new(0),
-            freed,
+            freed: FreedBytes::default(),
         }
     }
 
