@@ -50,7 +50,7 @@ pub(super) struct Schedule {
     pub(super) working: Working,
     /// Bytes of decoded input chunks that are worth caching.
     pub(super) useful_cache: u64,
-    /// Whether reading a chunk again only costs its decoding, and neither a request nor interpolation.
+    /// `true` if a chunk that is read again is only decoded again, without a request or interpolation.
     pub(super) rereads_cheaply: bool,
     pub(super) inference: InferenceOptions,
     pub(super) padding: Padding,

@@ -287,7 +287,7 @@ impl ChunkBytes {
         self.0.freed.allow(all.saturating_sub(self.now()));
     }
 
-    /// Returns the memory of chunks and pieces that were freed to the system, when the process takes more than is allowed.
+    /// Returns freed memory of chunks and pieces to the system, when the process takes more than is allowed.
     pub(super) fn give_back(&self) {
         self.0.freed.give_back();
     }

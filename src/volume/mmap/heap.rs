@@ -41,7 +41,7 @@ pub(crate) struct FreedBytes {
 impl FreedBytes {
     /// Allows the process to grow by `bytes`, and gaps between them, from now on before freed memory is returned.
     pub(crate) fn allow(&self, bytes: u64) {
-        // What was freed before must not be allowed twice.
+        // Freed memory that the allocator still holds is used again, so it must not be allowed a second time.
         give_back_freed();
         let now = anonymous_bytes().unwrap_or(0);
         let allowed = now.saturating_add(bytes).saturating_add(bytes / GAPS_SHARE);
