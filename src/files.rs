@@ -1,11 +1,11 @@
-//! Opens files for reading: regular files only.
+//! Opening files to read, regular ones only, and writing long ones.
 //!
 //! Opening a pipe waits for a writer, and opening a device may have effects (rewind a tape, start a watchdog). Neither
 //! contains a volume, so both are refused before they are opened.
 
 use std::fs::{File, FileType, Metadata};
 use std::io::{self, Read};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
 use rustix::fs::OFlags;
@@ -79,6 +79,22 @@ pub(crate) fn open_at_once(path: &Path) -> io::Result<File> {
         .open(path)
 }
 
+/// The most bytes of one write.
+const PIECE: usize = 1 << 20;
+
+/// Writes bytes into a file from the byte `start` on, in pieces of at most 1 MiB.
+///
+/// For a write of 2 MiB or more, Linux takes its page cache from free blocks of that size. Those are what a virtual machine
+/// reports to its host as unused, and each page that it then needs again is a fault in the host: 2.3 MB took 5 ms instead
+/// of 0.5.
+pub(crate) fn write_all_at(file: &File, bytes: &[u8], mut start: u64) -> io::Result<()> {
+    for piece in bytes.chunks(PIECE) {
+        file.write_all_at(piece, start)?;
+        start += piece.len() as u64;
+    }
+    Ok(())
+}
+
 fn kind(of: FileType) -> &'static str {
     if of.is_dir() {
         "a folder"
@@ -98,6 +114,25 @@ mod tests {
     use std::os::unix::net::UnixListener;
 
     use super::*;
+
+    #[test]
+    fn long_bytes_are_written_where_they_belong() {
+        let file = tempfile::tempfile().unwrap();
+        for (length, start) in [
+            (0, 3),
+            (7, 0),
+            (PIECE, 5),
+            (PIECE + 1, 0),
+            (3 * PIECE + 17, 9),
+        ] {
+            let bytes: Vec<u8> = (0..length).map(|n| (n % 251) as u8).collect();
+            write_all_at(&file, &bytes, start).unwrap();
+            let mut back = vec![0; length];
+            file.read_exact_at(&mut back, start).unwrap();
+            assert!(back == bytes, "{length} bytes from {start} on");
+        }
+        assert_eq!(file.metadata().unwrap().len(), (3 * PIECE + 17 + 9) as u64);
+    }
 
     #[test]
     fn only_regular_files_are_opened() {

@@ -21,7 +21,7 @@ use super::super::{Codec, CreateOptions, Layout, VolumeMut};
 use super::gzip;
 use super::strided::Strided;
 use crate::error::{Error, Result};
-use crate::files::read_up_to;
+use crate::files::{read_up_to, write_all_at};
 use crate::region::Region;
 
 /// A flat file under construction.
@@ -137,8 +137,7 @@ impl FlatWriter {
         let (run, starts) = self.voxels.runs(channels, region);
         let run = usize::try_from(run).expect("a piece of a buffer");
         for (piece, start) in voxels.chunks_exact(run).zip(starts) {
-            self.data()
-                .write_all_at(piece, start)
+            write_all_at(self.data(), piece, start)
                 .map_err(Error::io("write", &self.layout.path))?;
         }
         Ok(())

@@ -26,7 +26,7 @@ mod publish;
 pub(crate) mod steps;
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -39,6 +39,7 @@ use self::metadata::write_metadata;
 use super::overwrite::Overwrite;
 use super::staged::parent;
 use crate::error::{Error, Result};
+use crate::files::write_all_at;
 use crate::region::Region;
 
 pub(super) use self::compare::Differences;
@@ -204,9 +205,8 @@ impl Partial {
     fn store(&self, path: &Path, bytes: &[u8]) -> Result<()> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let temporary = self.temporary.join(number.to_string());
-        let mut file = File::create_new(&temporary).map_err(Error::io("write", &temporary))?;
-        file.write_all(bytes)
-            .map_err(Error::io("write", &temporary))?;
+        let file = File::create_new(&temporary).map_err(Error::io("write", &temporary))?;
+        write_all_at(&file, bytes, 0).map_err(Error::io("write", &temporary))?;
         self.durability.sync(&file, &temporary)?;
         make_parents(path, self.durability)?;
         fs::rename(&temporary, path).map_err(Error::io("write", path))?;

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::directories::Directories;
 use super::tiles::{Packing, TileGrid, differences};
 use crate::error::{Error, Result};
+use crate::files::write_all_at;
 use crate::patch::copy_common;
 use crate::region::{Region, chunk_range, indices};
 use crate::volume::chunk::check_whole_chunks;
@@ -100,7 +101,7 @@ impl TileWriter {
     }
 
     fn write_at(&self, bytes: &[u8], at: u64) -> Result<()> {
-        let written = self.file().write_all_at(bytes, at);
+        let written = write_all_at(self.file(), bytes, at);
         written.map_err(Error::io("write", &self.layout.path))
     }
 

@@ -1,7 +1,6 @@
 //! Writing Zarr arrays in an OME-Zarr group. Each write chunk is encoded and written once.
 
 use std::fs::{self, File};
-use std::io::Write;
 use std::ops::Range;
 use std::path::Path;
 
@@ -15,6 +14,7 @@ use super::arrays::{Arrays, ChunkPlace};
 use super::document;
 use super::objects::{ObjectsOutput, store_of};
 use crate::error::{Error, Result};
+use crate::files::write_all_at;
 use crate::region::Region;
 
 /// A Zarr image under construction.
@@ -69,9 +69,8 @@ impl ZarrWriter {
         };
         let path = staged.path().join(&place.key);
         make_parent(&path)?;
-        let mut file = File::create_new(&path).map_err(Error::io("write", &path))?;
-        file.write_all(&encoded)
-            .map_err(Error::io("write", &path))?;
+        let file = File::create_new(&path).map_err(Error::io("write", &path))?;
+        write_all_at(&file, &encoded, 0).map_err(Error::io("write", &path))?;
         write_soon(&file);
         Ok(())
     }
