@@ -680,12 +680,12 @@ mod tests {
             chosen.shard.unwrap()[0]
         };
         // A slab of 16 planes of 18 x 25 voxels of 2 bytes takes 14 400 bytes, and there are two. A shard of 16 x 16 x
-        // 16 takes 16 384 bytes while it is converted, and the same while it is encoded.
+        // 16 takes 16 384 bytes while it is converted, and half of that, with two chunks of 128 bytes, while it is encoded.
         assert_eq!(chosen(true, 1 << 20), 16);
-        assert_eq!(chosen(true, 61_568), 16);
-        assert_eq!(chosen(true, 61_000), 8);
-        assert_eq!(chosen(true, 18_496), 8);
-        assert_eq!(chosen(true, 18_000), 4);
+        assert_eq!(chosen(true, 53_632), 16);
+        assert_eq!(chosen(true, 53_631), 8);
+        assert_eq!(chosen(true, 17_728), 8);
+        assert_eq!(chosen(true, 17_727), 4);
         // If no choice fits, and for other sources, the first is chosen.
         assert_eq!(chosen(true, 5_000), 16);
         assert_eq!(chosen(false, 10_000), 16);

@@ -1,12 +1,12 @@
-//! Opening files to read, regular ones only, and writing long ones.
+//! Opening files to read, regular ones only, and writing long and new ones.
 //!
 //! Opening a pipe waits for a writer, and opening a device may have effects (rewind a tape, start a watchdog). Neither
 //! contains a volume, so both are refused before they are opened.
 
-use std::fs::{File, FileType, Metadata};
+use std::fs::{self, File, FileType, Metadata};
 use std::io::{self, Read};
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
 
@@ -95,6 +95,67 @@ pub(crate) fn write_all_at(file: &File, bytes: &[u8], mut start: u64) -> io::Res
     Ok(())
 }
 
+/// A file that is created with its first bytes, and removed on drop unless it is kept.
+#[derive(Debug)]
+pub(crate) struct NewFile {
+    path: PathBuf,
+    file: Option<File>,
+    length: u64,
+}
+
+impl NewFile {
+    pub(crate) const fn new(path: PathBuf) -> Self {
+        Self {
+            path,
+            file: None,
+            length: 0,
+        }
+    }
+
+    /// Appends bytes. The first ones create the file, which must not exist.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] if the file cannot be created or written.
+    pub(crate) fn append(&mut self, bytes: &[u8]) -> Result<()> {
+        let file = match self.file.take() {
+            Some(file) => file,
+            None => File::create_new(&self.path).map_err(Error::io("write", &self.path))?,
+        };
+        let file = self.file.insert(file);
+        write_all_at(file, bytes, self.length).map_err(Error::io("write", &self.path))?;
+        self.length += bytes.len() as u64;
+        Ok(())
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Returns the file; `None` if it has no bytes, and was not created.
+    pub(crate) const fn file(&self) -> Option<&File> {
+        self.file.as_ref()
+    }
+
+    /// Returns the length of the file; `None` if it was not created.
+    pub(crate) fn length(&self) -> Option<u64> {
+        self.file.as_ref().map(|_| self.length)
+    }
+
+    /// Keeps the file.
+    pub(crate) fn keep(mut self) {
+        self.file = None;
+    }
+}
+
+impl Drop for NewFile {
+    fn drop(&mut self) {
+        if self.file.is_some() {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
 fn kind(of: FileType) -> &'static str {
     if of.is_dir() {
         "a folder"
@@ -132,6 +193,31 @@ mod tests {
             assert!(back == bytes, "{length} bytes from {start} on");
         }
         assert_eq!(file.metadata().unwrap().len(), (3 * PIECE + 17 + 9) as u64);
+    }
+
+    #[test]
+    fn a_new_file_stays_only_if_it_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("new");
+        let empty = NewFile::new(path.clone());
+        assert_eq!(empty.length(), None);
+        empty.keep();
+        assert!(!path.exists());
+        let mut dropped = NewFile::new(path.clone());
+        dropped.append(b"vox").unwrap();
+        assert_eq!(dropped.length(), Some(3));
+        drop(dropped);
+        assert!(!path.exists());
+        let mut kept = NewFile::new(path.clone());
+        kept.append(b"vox").unwrap();
+        kept.append(b"els").unwrap();
+        kept.keep();
+        assert_eq!(fs::read(&path).unwrap(), b"voxels");
+        let mut second = NewFile::new(path.clone());
+        let taken = second.append(b"other").unwrap_err();
+        assert!(taken.to_string().contains("new"), "{taken}");
+        drop(second);
+        assert_eq!(fs::read(&path).unwrap(), b"voxels");
     }
 
     #[test]

@@ -79,14 +79,28 @@ pub(crate) fn marked_bytes(output: &Layout) -> u64 {
         .saturating_mul(2)
 }
 
-/// Returns the maximum bytes that a thread needs to encode a write chunk of an output: the chunk padded at the edge,
-/// its encoded form and, with coarser levels, one chunk on each level that this one completes.
+/// Bytes of a shard that are encoded before they are written.
+pub(crate) const SHARD_PIECE: u64 = 1 << 20;
+
+/// Returns the maximum bytes that a thread needs to encode a write chunk of an output: the chunk padded at the edge, and
+/// its encoded form. Of a shard, that is one chunk at a time, and what waits to be written: a piece of the shard, or for a store
+/// the whole shard. With coarser levels, one chunk is added on each level that this one completes.
 pub(crate) fn encoding_bytes(output: &Layout, coarser: bool) -> u64 {
     let Some([_, chunk @ ..]) = output.write_chunk else {
         return 0;
     };
+    let [_, encoded @ ..] = output.read_chunk.or(output.write_chunk).unwrap_or([1; 4]);
     let size = output.dtype.size() as u64;
-    let mut bytes = Region::whole(chunk).voxels().saturating_mul(2 * size);
+    let mut bytes = Region::whole(encoded).voxels().saturating_mul(2 * size);
+    if encoded != chunk {
+        let shard = Region::whole(chunk).voxels().saturating_mul(size);
+        let piece = if output.remote {
+            shard
+        } else {
+            SHARD_PIECE.min(shard)
+        };
+        bytes = bytes.saturating_add(piece);
+    }
     let mut shape = output.shape;
     while coarser && next_shape(shape) != shape {
         shape = next_shape(shape);

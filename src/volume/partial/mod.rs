@@ -25,7 +25,7 @@ mod publish;
 #[cfg(test)]
 pub(crate) mod steps;
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -39,7 +39,7 @@ use self::metadata::write_metadata;
 use super::overwrite::Overwrite;
 use super::staged::parent;
 use crate::error::{Error, Result};
-use crate::files::write_all_at;
+use crate::files::NewFile;
 use crate::region::Region;
 
 pub(super) use self::compare::Differences;
@@ -191,26 +191,26 @@ impl Partial {
         &self.places.folder
     }
 
-    /// Stores a chunk's bytes, if it has any, under `key`, and records that it is done.
-    pub(super) fn keep(&self, key: &str, record: &Record, encoded: Option<&[u8]>) -> Result<()> {
-        let path = self.data().join(key);
-        match encoded {
-            Some(bytes) => self.store(&path, bytes)?,
-            // An earlier run may have written the file but not the record.
-            None => remove_file(&path)?,
-        }
-        self.journal.add(record)
+    /// Returns a temporary file for the bytes of a chunk.
+    pub(super) fn new_file(&self) -> NewFile {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        NewFile::new(self.temporary.join(number.to_string()))
     }
 
-    fn store(&self, path: &Path, bytes: &[u8]) -> Result<()> {
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let temporary = self.temporary.join(number.to_string());
-        let file = File::create_new(&temporary).map_err(Error::io("write", &temporary))?;
-        write_all_at(&file, bytes, 0).map_err(Error::io("write", &temporary))?;
-        self.durability.sync(&file, &temporary)?;
-        make_parents(path, self.durability)?;
-        fs::rename(&temporary, path).map_err(Error::io("write", path))?;
-        self.durability.sync_folder(parent(path))
+    /// Stores the bytes of a chunk, if it has any, under `key`, and records that it is done.
+    pub(super) fn keep(&self, key: &str, record: &Record, bytes: NewFile) -> Result<()> {
+        let path = self.data().join(key);
+        if let Some(file) = bytes.file() {
+            self.durability.sync(file, bytes.path())?;
+            make_parents(&path, self.durability)?;
+            fs::rename(bytes.path(), &path).map_err(Error::io("write", &path))?;
+            bytes.keep();
+            self.durability.sync_folder(parent(&path))?;
+        } else {
+            // An earlier run may have written the file but not the record.
+            remove_file(&path)?;
+        }
+        self.journal.add(record)
     }
 }
 

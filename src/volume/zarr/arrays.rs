@@ -1,11 +1,8 @@
 //! The arrays of an output: encoding the write chunks of every level, and their keys.
 
-use std::borrow::Cow;
-use std::num::NonZeroU64;
 use std::ops::Range;
 
-use zarrs::array::codec::api::ArrayToBytesCodecTraits;
-use zarrs::array::{Array, ArrayBytes};
+use zarrs::array::Array;
 
 use super::super::chunk::check_whole_chunks;
 use super::super::chunk_set::ChunkSet;
@@ -13,11 +10,10 @@ use super::super::create::CreateOptions;
 use super::super::pyramid::{Ladder, Level, LevelSource, inputs};
 use super::super::{ChunkShape, Layout};
 use super::document::{PlannedLevel, plan, sizes};
+use super::encode::{ChunkEncoder, UnencodedChunk};
 use super::meta::ArrayInfo;
 use super::open_array;
-use super::pool::{codec_options, outside_global_pool};
-use crate::error::{Cause, Error, Result};
-use crate::patch::copy_common;
+use crate::error::{Error, Result};
 use crate::region::{Region, chunk_range, chunk_region, indices};
 
 /// All levels of an output.
@@ -34,7 +30,7 @@ pub(super) struct LevelArray {
     /// The lengths of the axes in front of z, y, x.
     leading: Vec<u64>,
     array: Array<()>,
-    sharded: bool,
+    encoder: ChunkEncoder,
     /// The chunks that have been written, including those that are all fill value and have no file.
     pub(super) written: ChunkSet,
 }
@@ -49,8 +45,8 @@ pub(super) struct ChunkPlace {
     pub(super) key: String,
 }
 
-/// A function that stores an encoded chunk; `None` if it is all fill value.
-pub(super) type Keep<'a> = &'a dyn Fn(&ChunkPlace, Option<Vec<u8>>) -> Result<()>;
+/// A function that encodes and stores a chunk. Returns `false` if it is all fill value.
+pub(super) type Keep<'a> = &'a dyn Fn(&ChunkPlace, &UnencodedChunk<'_>) -> Result<bool>;
 
 impl Arrays {
     /// Creates the arrays of planned levels.
@@ -239,14 +235,14 @@ impl Arrays {
                 key: place.key,
             });
         }
-        let encoded = array.encode(index, source).map_err(|source| Error::Chunk {
-            path: self.layout().path.clone(),
-            key: place.key.clone(),
+        let chunk = UnencodedChunk {
+            encoder: &array.encoder,
+            whole: chunk_region(index, array.chunk()),
             source,
-        })?;
-        let is_stored = encoded.is_some();
-        keep(&place, encoded).inspect_err(|_| array.written.clear(channel, index))?;
-        Ok(is_stored)
+            path: &self.layout().path,
+            key: &place.key,
+        };
+        keep(&place, &chunk).inspect_err(|_| array.written.clear(channel, index))
     }
 }
 
@@ -254,19 +250,25 @@ impl LevelArray {
     fn new(planned: &PlannedLevel) -> Result<Self> {
         let layout = planned.layout.clone();
         let facts = ArrayInfo::parse(&layout.path, layout.format, &planned.document, &[])?;
-        let (array, _) = open_array(&facts, &planned.document)?;
+        let (array, metadata) = open_array(&facts, &planned.document)?;
         let [_, chunk @ ..] = layout.write_chunk.expect("a Zarr array has chunks");
+        let [_, smallest @ ..] = layout.read_chunk.expect("a Zarr array has chunks");
+        let leading: Vec<u64> = layout
+            .axes
+            .leading_of(layout.channels)
+            .iter()
+            .map(|axis| axis.length)
+            .collect();
+        let encoder = ChunkEncoder::new(&array, &metadata.codecs, leading.len(), smallest)
+            .map_err(|problem| {
+                Error::header(&layout.path, facts.format_name(), problem.to_string())
+            })?;
         Ok(Self {
             written: ChunkSet::new(layout.channels, layout.shape, chunk),
-            leading: layout
-                .axes
-                .leading_of(layout.channels)
-                .iter()
-                .map(|axis| axis.length)
-                .collect(),
+            leading,
+            encoder,
             layout,
             array,
-            sharded: facts.sharded,
         })
     }
 
@@ -315,43 +317,6 @@ impl LevelArray {
     pub(super) fn key(&self, level: usize, channel: u64, index: [u64; 3]) -> String {
         let key = self.array.chunk_key(&self.own_index(channel, index));
         format!("{level}/{}", key.as_str())
-    }
-
-    /// Encodes a chunk whose voxels are in `source`; `None` if it is all fill value.
-    fn encode(&self, index: [u64; 3], source: LevelSource<'_>) -> Result<Option<Vec<u8>>, Cause> {
-        let Some(voxels) = source.voxels else {
-            return Ok(None);
-        };
-        let whole = chunk_region(index, self.chunk());
-        let voxels = if whole == source.held {
-            Cow::Borrowed(voxels)
-        } else {
-            let size = self.layout.dtype.size();
-            let bytes = usize::try_from(whole.voxels()).unwrap_or(0) * size;
-            let mut padded = vec![0; bytes];
-            copy_common((voxels, source.held), (&mut padded, whole), 1, size);
-            Cow::Owned(padded)
-        };
-        let bytes = ArrayBytes::new_flen(voxels);
-        let (dtype, fill) = (self.array.data_type(), self.array.fill_value());
-        if bytes.is_fill_value(fill) {
-            return Ok(None);
-        }
-        let ones = self.leading.iter().map(|_| 1);
-        let shape: Vec<NonZeroU64> = ones
-            .chain(self.chunk())
-            .filter_map(NonZeroU64::new)
-            .collect();
-        let codecs = self.array.codecs();
-        let encode = || -> Result<Option<Vec<u8>>, Cause> {
-            let encoded = codecs.encode(bytes, &shape, dtype, fill, &codec_options())?;
-            Ok(Some(encoded.into_owned()))
-        };
-        if self.sharded {
-            outside_global_pool(encode)?
-        } else {
-            encode()
-        }
     }
 
     /// Returns the index of a channel's chunk along the array's own dimensions.

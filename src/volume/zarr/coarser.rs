@@ -9,6 +9,7 @@ use super::super::resume::ResumeOptions;
 use super::super::{Layout, Volume, needs, rebuilding_bytes};
 use super::ZarrVolume;
 use super::arrays::{Arrays, ChunkPlace};
+use super::encode::UnencodedChunk;
 use crate::error::{Error, Result};
 use crate::progress::{Progress, report};
 use crate::region::{Region, chunk_range, indices};
@@ -19,8 +20,8 @@ pub(super) trait Levels: Sync {
     /// Opens a level of which all chunks were stored.
     fn open(&self, level: usize) -> Result<ZarrVolume>;
 
-    /// Stores an encoded chunk; `None` if it is all fill value.
-    fn keep(&self, place: &ChunkPlace, encoded: Option<Vec<u8>>) -> Result<()>;
+    /// Encodes and stores a chunk. Returns `false` if it is all fill value.
+    fn keep(&self, place: &ChunkPlace, chunk: &UnencodedChunk<'_>) -> Result<bool>;
 
     /// Waits until the chunks that were stored can be read.
     fn settle(&self) -> Result<()> {
@@ -48,7 +49,7 @@ pub(super) fn rebuild(
     let dtype = layout.dtype;
     let pool = pool(threads, "rebuild", &layout.path)?;
     let cells = rebuilt_at_once(layout);
-    let keep = |place: &ChunkPlace, encoded: Option<Vec<u8>>| stored.keep(place, encoded);
+    let keep = |place: &ChunkPlace, chunk: &UnencodedChunk<'_>| stored.keep(place, chunk);
     for (n, pair) in levels.windows(2).enumerate() {
         let array = &arrays.levels()[n + 1];
         let is_missing = |&(channel, index): &(u64, [u64; 3])| !array.written.has(channel, index);

@@ -12,6 +12,7 @@ mod blosc;
 mod bounded;
 mod coarser;
 mod document;
+mod encode;
 mod find;
 mod json;
 mod mapped;

@@ -16,6 +16,7 @@ use super::ZarrVolume;
 use super::arrays::{Arrays, ChunkPlace};
 use super::coarser::{Levels, rebuild, rebuilding_threads};
 use super::document::{self, PlannedLevel, sizes};
+use super::encode::UnencodedChunk;
 use super::write::{name, text};
 use crate::error::{Error, Result};
 use crate::progress::{Progress, silent};
@@ -160,14 +161,17 @@ impl ZarrResumable {
         }
     }
 
-    fn store(&self, place: &ChunkPlace, encoded: Option<&[u8]>) -> Result<()> {
+    fn store(&self, place: &ChunkPlace, chunk: &UnencodedChunk<'_>) -> Result<bool> {
+        let mut file = self.partial.new_file();
+        let is_stored = chunk.encode_to(&mut |bytes| file.append(bytes))?;
         let record = Record {
             level: u32::try_from(place.level).expect("a volume has fewer than 64 levels"),
             channel: place.channel,
             index: place.index,
-            bytes: encoded.map(|bytes| bytes.len() as u64),
+            bytes: file.length(),
         };
-        self.partial.keep(&place.key, &record, encoded)
+        self.partial.keep(&place.key, &record, file)?;
+        Ok(is_stored)
     }
 }
 
@@ -177,8 +181,8 @@ impl Levels for ZarrResumable {
         ZarrVolume::open(&folder, &OpenOptions::default())
     }
 
-    fn keep(&self, place: &ChunkPlace, encoded: Option<Vec<u8>>) -> Result<()> {
-        self.store(place, encoded.as_deref())
+    fn keep(&self, place: &ChunkPlace, chunk: &UnencodedChunk<'_>) -> Result<bool> {
+        self.store(place, chunk)
     }
 }
 
@@ -195,8 +199,7 @@ impl VolumeMut for ZarrResumable {
                 owned: self.owned,
             });
         }
-        let keep =
-            |place: &ChunkPlace, encoded: Option<Vec<u8>>| self.store(place, encoded.as_deref());
+        let keep = |place: &ChunkPlace, chunk: &UnencodedChunk<'_>| self.store(place, chunk);
         self.arrays.write(channels, region, voxels, &keep)
     }
 

@@ -1,6 +1,6 @@
 //! Writing Zarr arrays in an OME-Zarr group. Each write chunk is encoded and written once.
 
-use std::fs::{self, File};
+use std::fs;
 use std::ops::Range;
 use std::path::Path;
 
@@ -12,9 +12,10 @@ use super::super::staged::{StagedFolder, write_soon};
 use super::super::{Layout, VolumeMut};
 use super::arrays::{Arrays, ChunkPlace};
 use super::document;
+use super::encode::UnencodedChunk;
 use super::objects::{ObjectsOutput, store_of};
 use crate::error::{Error, Result};
-use crate::files::write_all_at;
+use crate::files::NewFile;
 use crate::region::Region;
 
 /// A Zarr image under construction.
@@ -59,20 +60,27 @@ impl ZarrWriter {
         Ok(Self { arrays, target })
     }
 
-    fn keep(&self, place: &ChunkPlace, encoded: Option<Vec<u8>>) -> Result<()> {
-        let Some(encoded) = encoded else {
-            return Ok(());
-        };
+    fn keep(&self, place: &ChunkPlace, chunk: &UnencodedChunk<'_>) -> Result<bool> {
         let staged = match &self.target {
             Target::Folder(staged) => staged,
-            Target::Objects(output) => return output.put(&place.key, encoded),
+            Target::Objects(output) => {
+                let encoded = chunk.encode()?;
+                let is_stored = encoded.is_some();
+                encoded.map_or(Ok(()), |bytes| output.put(&place.key, bytes))?;
+                return Ok(is_stored);
+            }
         };
         let path = staged.path().join(&place.key);
-        make_parent(&path)?;
-        let file = File::create_new(&path).map_err(Error::io("write", &path))?;
-        write_all_at(&file, &encoded, 0).map_err(Error::io("write", &path))?;
-        write_soon(&file);
-        Ok(())
+        let mut file = NewFile::new(path.clone());
+        let is_stored = chunk.encode_to(&mut |bytes| {
+            if file.file().is_none() {
+                make_parent(&path)?;
+            }
+            file.append(bytes)
+        })?;
+        file.file().map(write_soon);
+        file.keep();
+        Ok(is_stored)
     }
 }
 
@@ -82,7 +90,7 @@ impl VolumeMut for ZarrWriter {
     }
 
     fn write_channels(&self, channels: Range<u64>, region: Region, voxels: &[u8]) -> Result<()> {
-        let keep = |place: &ChunkPlace, encoded: Option<Vec<u8>>| self.keep(place, encoded);
+        let keep = |place: &ChunkPlace, chunk: &UnencodedChunk<'_>| self.keep(place, chunk);
         self.arrays.write(channels, region, voxels, &keep)
     }
 
@@ -91,7 +99,7 @@ impl VolumeMut for ZarrWriter {
     }
 
     fn finish(self: Box<Self>) -> Result<()> {
-        let keep = |place: &ChunkPlace, encoded: Option<Vec<u8>>| self.keep(place, encoded);
+        let keep = |place: &ChunkPlace, chunk: &UnencodedChunk<'_>| self.keep(place, chunk);
         self.arrays.finish(&keep)?;
         match self.target {
             Target::Folder(staged) => staged.finish(),

@@ -8,6 +8,7 @@ use super::super::super::options::OpenOptions;
 use super::super::ZarrVolume;
 use super::super::arrays::ChunkPlace;
 use super::super::coarser::{Levels, rebuild};
+use super::super::encode::UnencodedChunk;
 use super::super::store::Objects;
 use super::check::{RunOutput, changed};
 use super::note::{Note, NoteName};
@@ -55,9 +56,12 @@ impl Levels for Maker<'_> {
         Ok(volume)
     }
 
-    fn keep(&self, place: &ChunkPlace, encoded: Option<Vec<u8>>) -> Result<()> {
+    fn keep(&self, place: &ChunkPlace, chunk: &UnencodedChunk<'_>) -> Result<bool> {
+        let encoded = chunk.encode()?;
+        let is_stored = encoded.is_some();
         let kept = self.recorder.keep(&self.output.run, place, encoded);
-        self.check_claim(kept?)
+        self.check_claim(kept?)?;
+        Ok(is_stored)
     }
 
     fn settle(&self) -> Result<()> {

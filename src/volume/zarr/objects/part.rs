@@ -18,6 +18,7 @@ use super::super::super::partial::OutputPart;
 use super::super::super::resume::{OutputProgress, ResumeOptions, RunParts};
 use super::super::super::{ChunkShape, Layout};
 use super::super::arrays::{Arrays, ChunkPlace};
+use super::super::encode::UnencodedChunk;
 use super::super::resume::check_owned;
 use super::check::{Checked, RunOutput, changed};
 use super::note::NoteName;
@@ -105,9 +106,11 @@ impl ObjectsPart {
                 owned: self.owned,
             });
         }
-        let keep = |place: &ChunkPlace, encoded: Option<Vec<u8>>| {
-            let kept = self.recorder.keep(&self.output.run, place, encoded);
-            kept.map(|_| ())
+        let keep = |place: &ChunkPlace, chunk: &UnencodedChunk<'_>| {
+            let encoded = chunk.encode()?;
+            let is_stored = encoded.is_some();
+            self.recorder.keep(&self.output.run, place, encoded)?;
+            Ok(is_stored)
         };
         self.output.arrays.write(channels, region, voxels, &keep)
     }

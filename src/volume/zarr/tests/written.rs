@@ -1,12 +1,18 @@
 //! Written arrays read back unchanged, for any shape, type and codec.
 
+use std::cell::RefCell;
 use std::fs;
 use std::sync::Barrier;
 use std::thread;
 
 use proptest::prelude::*;
 
+use super::super::encode::{ChunkEncoder, UnencodedChunk};
 use super::*;
+use crate::patch::copy_common;
+use crate::region::{chunk_range, chunk_region, indices};
+use crate::volume::needs::SHARD_PIECE;
+use crate::volume::pyramid::LevelSource;
 use crate::volume::suite::check;
 use crate::volume::{Cached, Codec, CreateOptions, MemoryVolume, VolumeMut, create};
 
@@ -54,8 +60,114 @@ fn options() -> impl Strategy<Value = CreateOptions> {
     })
 }
 
+/// Compares the write chunks of one channel of an output with those that zarrs encodes.
+fn check_against_zarrs(layout: &Layout, options: &CreateOptions, all: &[u8]) {
+    let planned = document::plan(layout, options).unwrap().swap_remove(0);
+    let layout = &planned.layout;
+    let facts = ArrayInfo::parse(&layout.path, layout.format, &planned.document, &[]).unwrap();
+    let (array, metadata) = open_array(&facts, &planned.document).unwrap();
+    let [[_, smallest @ ..], [_, chunk @ ..]] =
+        [layout.read_chunk, layout.write_chunk].map(Option::unwrap);
+    let leading = array.dimensionality() - 3;
+    let encoder = ChunkEncoder::new(&array, &metadata.codecs, leading, smallest).unwrap();
+    let everything = Region::whole(layout.shape);
+    let size = layout.dtype.size();
+    for index in indices(chunk_range(&everything, chunk)) {
+        let whole = chunk_region(index, chunk);
+        let held = whole.intersection(&everything).unwrap();
+        let mut voxels = vec![0; usize::try_from(held.voxels()).unwrap() * size];
+        copy_common((all, everything), (&mut voxels, held), 1, size);
+        let mut padded = vec![0; usize::try_from(whole.voxels()).unwrap() * size];
+        copy_common((all, everything), (&mut padded, whole), 1, size);
+
+        let (encoded, mut pieces) = (RefCell::new(Vec::new()), 0);
+        let unencoded = UnencodedChunk {
+            encoder: &encoder,
+            whole,
+            source: LevelSource {
+                held,
+                voxels: Some(&voxels),
+            },
+            path: &layout.path,
+            key: "chunk",
+        };
+        let is_stored = unencoded.encode_to(&mut |bytes| {
+            pieces += 1;
+            encoded.borrow_mut().extend_from_slice(bytes);
+            Ok(())
+        });
+        let encoded = encoded.into_inner();
+        let is_empty = padded.iter().all(|&byte| byte == 0);
+        assert_eq!(is_stored.unwrap(), !is_empty, "{index:?}");
+        assert!(
+            pieces <= 1 + encoded.len() / (SHARD_PIECE as usize / 2),
+            "{pieces} pieces"
+        );
+        if is_empty {
+            assert_eq!(unencoded.encode().unwrap(), None);
+            continue;
+        }
+        let shape: Vec<NonZeroU64> = std::iter::repeat_n(1, leading)
+            .chain(chunk)
+            .filter_map(NonZeroU64::new)
+            .collect();
+        let theirs = array.codecs().encode(
+            ArrayBytes::new_flen(padded),
+            &shape,
+            array.data_type(),
+            array.fill_value(),
+            &codec_options(),
+        );
+        assert!(
+            encoded == *theirs.unwrap(),
+            "chunk {index:?} of {options:?}"
+        );
+        assert!(unencoded.encode().unwrap() == Some(encoded));
+        // What cannot be stored is an error, and the first piece is the last.
+        let mut calls = 0;
+        let refused = unencoded.encode_to(&mut |_| {
+            calls += 1;
+            Err(Error::unsupported(&layout.path, "no"))
+        });
+        assert!(matches!(refused, Err(Error::Unsupported { .. })));
+        assert_eq!(calls, 1);
+    }
+}
+
+#[test]
+fn long_shards_are_the_bytes_that_zarrs_makes() {
+    let mut dice = Dice(7);
+    for (chunk, shard, dtype) in [
+        (64, 128, DType::F32),
+        (32, 128, DType::U16),
+        (96, 96, DType::I64),
+    ] {
+        let layout = Layout::new([130, 97, 128], 1, dtype);
+        let all = voxels(&layout, &mut dice);
+        let options = CreateOptions {
+            chunk: [chunk; 3],
+            shard: Some([shard; 3]),
+            codec: Codec::BloscLz4,
+            ..CreateOptions::default()
+        };
+        check_against_zarrs(&layout, &options, &all);
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(64) })]
+
+    #[test]
+    fn write_chunks_are_the_bytes_that_zarrs_makes(
+        shape in [1_u64..20, 1..20, 1..20],
+        dtype in prop::sample::select(&DType::ALL[..]),
+        options in options(),
+        seed: u64,
+    ) {
+        let layout = Layout::new(shape, 1, dtype);
+        let all = voxels(&layout, &mut Dice(seed));
+        check_against_zarrs(&layout, &options, &all);
+    }
 
     #[test]
     fn written_volumes_read_back_as_from_memory(
