@@ -9,9 +9,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::model::{Model, OutputSpec};
 use super::place::OutputPlace;
+use super::pool::PatchPool;
 use crate::dtype::DType;
 use crate::error::{Cause, Error, Result, works_with};
-use crate::patch::{Patch, Voxels};
+use crate::patch::Patch;
 use crate::region::{AXES, Region, Shape};
 use crate::volume::Layout;
 
@@ -28,6 +29,9 @@ const MOST_HALVINGS: u32 = 6;
 /// The dtype and the axis lengths of an output.
 pub(super) type OutputKind = (DType, Vec<u64>);
 
+/// A function that takes the voxels of the next output, in native byte order.
+pub(super) type TakeOutput<'a> = &'a mut dyn FnMut(DType, &[u8]) -> Result<()>;
+
 /// A runtime for networks.
 pub(super) trait Runtime: Send + Sync {
     /// A network prepared for one shape of input.
@@ -39,13 +43,14 @@ pub(super) trait Runtime: Send + Sync {
     /// Returns the kinds of the outputs for an input of these lengths.
     fn outputs(&self, input: [usize; 5]) -> Result<Vec<OutputKind>, Cause>;
 
-    /// Runs the network and returns all values of each output.
+    /// Runs the network, and passes all values of each output to `take`, in order.
     fn run(
         &self,
         ready: &Self::Ready,
         input: [usize; 5],
         values: Vec<f32>,
-    ) -> Result<Vec<Voxels>, Cause>;
+        take: TakeOutput<'_>,
+    ) -> Result<(), Cause>;
 }
 
 /// A network with its runtime.
@@ -98,8 +103,8 @@ impl<R: Runtime> Network<R> {
         Ok(self.ready(input.channels, patch)?.outputs.clone())
     }
 
-    /// Predicts a batch of f32 patches: for each output, the predictions in the order of the patches.
-    pub(super) fn predict_all(&self, batch: &[Patch]) -> Result<Vec<Vec<Patch>>> {
+    /// Predicts a batch of f32 patches: for each output, the predictions in the order of the patches, from the pool.
+    pub(super) fn predict_all(&self, batch: &[Patch], pool: &PatchPool) -> Result<Vec<Vec<Patch>>> {
         let outputs = self.only.map_or(self.names.len(), |_| 1);
         let mut all = vec![Vec::with_capacity(batch.len()); outputs];
         let alike = |a: &Patch, b: &Patch| a.shape() == b.shape() && a.channels() == b.channels();
@@ -114,17 +119,22 @@ impl<R: Runtime> Network<R> {
             }
             // A batch of fixed length is padded with zeros.
             values.resize(input.iter().product(), 0.0);
-            let outputs = self
-                .runtime
-                .run(&ready.network, input, values)
-                .map_err(|cause| self.failed("run", channels, patch, cause))?;
-            let wanted = outputs.into_iter().enumerate();
-            let wanted = wanted.filter(|(n, _)| self.gives(*n));
-            for ((out, output), (_, voxels)) in all.iter_mut().zip(&ready.outputs).zip(wanted) {
-                for (patch, voxels) in group.iter().zip(parts(voxels, input[0])) {
-                    out.push(output.patch(patch.region(), voxels)?);
+            let mut places = all.iter_mut().zip(&ready.outputs);
+            let mut n = 0;
+            let mut take = |dtype: DType, voxels: &[u8]| -> Result<()> {
+                let is_wanted = self.gives(n);
+                n += 1;
+                let Some((out, output)) = is_wanted.then(|| places.next()).flatten() else {
+                    return Ok(());
+                };
+                let parts = voxels.chunks((voxels.len() / input[0]).max(1));
+                for (patch, part) in group.iter().zip(parts) {
+                    out.push(output.patch(patch.region(), dtype, part, pool)?);
                 }
-            }
+                Ok(())
+            };
+            let run = self.runtime.run(&ready.network, input, values, &mut take);
+            run.map_err(|cause| self.failed("run", channels, patch, cause))?;
         }
         Ok(all)
     }
@@ -275,8 +285,17 @@ impl<R: Runtime> Model for Network<R> {
     }
 
     fn predict(&self, batch: Vec<Patch>) -> Result<Vec<Vec<Patch>>> {
-        let real: Vec<Patch> = batch.into_iter().map(|p| p.converted(DType::F32)).collect();
-        self.predict_all(&real)
+        self.predict_pooled(batch, &PatchPool::default())
+    }
+
+    fn predict_pooled(&self, batch: Vec<Patch>, pool: &PatchPool) -> Result<Vec<Vec<Patch>>> {
+        let real = batch.into_iter().map(|p| pool.convert(p, DType::F32));
+        let real = real.collect::<Result<Vec<_>>>()?;
+        let predictions = self.predict_all(&real, pool)?;
+        for patch in real {
+            pool.give(patch);
+        }
+        Ok(predictions)
     }
 }
 
@@ -288,24 +307,6 @@ impl<R: Runtime> fmt::Debug for Network<R> {
             .field("outputs", &self.names)
             .finish_non_exhaustive()
     }
-}
-
-/// Splits the values of a batch into equal parts, one per patch.
-fn parts(voxels: Voxels, count: usize) -> Vec<Voxels> {
-    if count == 1 {
-        return vec![voxels];
-    }
-    macro_rules! each {
-        ($($kind:ident),*) => {
-            match voxels {
-                $(Voxels::$kind(values) => {
-                    let parts = values.chunks((values.len() / count).max(1));
-                    parts.map(|part| Voxels::$kind(part.to_vec())).collect()
-                })*
-            }
-        };
-    }
-    each!(Bool, U8, I8, U16, I16, U32, I32, U64, I64, F16, F32, F64)
 }
 
 /// The lengths of the input's axes n, c, z, y, x; `None` where the file does not fix them.
@@ -426,18 +427,27 @@ impl NetworkOutput {
         })
     }
 
-    /// Wraps the values predicted for the region `input` as a patch at their position in the volume.
+    /// Copies the voxels predicted for the region `input` to a patch at their position in the volume.
     ///
     /// # Errors
     ///
-    /// [`Error::BufferLength`] if the number of values is not the one announced.
-    fn patch(&self, input: Region, voxels: Voxels) -> Result<Patch> {
+    /// [`Error::BufferLength`] if the number of voxels is not the one announced.
+    fn patch(&self, input: Region, dtype: DType, voxels: &[u8], pool: &PatchPool) -> Result<Patch> {
         let scale = i64::try_from(self.scale).expect("a scale is at most a patch's length");
         let start = std::array::from_fn(|a| {
             let first = input.start[a].saturating_add_unsigned(self.halo[a]);
             first.div_euclid(scale)
         });
-        Patch::new(Region::new(start, self.shape), self.channels, voxels)
+        let mut patch = pool.take(Region::new(start, self.shape), self.channels, dtype)?;
+        let expected = patch.bytes().len();
+        if voxels.len() != expected {
+            return Err(Error::BufferLength {
+                expected: expected as u64,
+                actual: voxels.len() as u64,
+            });
+        }
+        patch.bytes_mut().copy_from_slice(voxels);
+        Ok(patch)
     }
 }
 
@@ -498,8 +508,9 @@ mod tests {
             (out(&[1, 32, 32, 32]), [8, 16, 24]),
         ] {
             let count = output.channels * Region::whole(output.shape).voxels();
-            let voxels = Voxels::zeros(DType::F32, usize::try_from(count).unwrap());
-            let patch = output.patch(region, voxels).unwrap();
+            let voxels = vec![0; usize::try_from(count * 4).unwrap()];
+            let pool = PatchPool::default();
+            let patch = output.patch(region, DType::F32, &voxels, &pool).unwrap();
             assert_eq!(patch.region(), Region::new(start, output.shape));
         }
         let error = read(None, &[1, 2, 16, 16, 16]).unwrap_err().to_string();

@@ -22,12 +22,13 @@ use tract_onnx::tract_hir::infer::{Factoid, InferenceOp};
 
 use self::parts::NetworkParts;
 use super::model::{Model, OutputSpec};
-use super::network::{InputAxes, Network, OutputKind, Runtime, no_network};
+use super::network::{InputAxes, Network, OutputKind, Runtime, TakeOutput, no_network};
 use super::place::OutputPlace;
+use super::pool::PatchPool;
 use crate::dtype::DType;
 use crate::error::{Cause, Error, Result};
 use crate::files::{checksum, read_up_to};
-use crate::patch::{Patch, Voxels};
+use crate::patch::Patch;
 use crate::region::Shape;
 use crate::volume::Layout;
 
@@ -151,6 +152,10 @@ impl Model for Onnx {
     fn predict(&self, batch: Vec<Patch>) -> Result<Vec<Vec<Patch>>> {
         self.0.predict(batch)
     }
+
+    fn predict_pooled(&self, batch: Vec<Patch>, pool: &PatchPool) -> Result<Vec<Vec<Patch>>> {
+        self.0.predict_pooled(batch, pool)
+    }
 }
 
 impl Tract {
@@ -182,15 +187,18 @@ impl Runtime for Tract {
         ready: &Self::Ready,
         input: [usize; 5],
         values: Vec<f32>,
-    ) -> Result<Vec<Voxels>, Cause> {
+        take: TakeOutput<'_>,
+    ) -> Result<(), Cause> {
         let outputs = caught(|| {
             let tensor = Tensor::from_shape(&input, &values)?;
             drop(values);
             let tensor = tensor.cast_to_dt(self.input)?.into_owned();
-            let outputs = ready.run(tensor.into())?;
-            outputs.iter().map(|value| voxels(value)).collect()
+            ready.run(tensor.into())
         });
-        Ok(outputs?)
+        for value in outputs? {
+            take_voxels(&value, take)?;
+        }
+        Ok(())
     }
 }
 
@@ -340,30 +348,29 @@ fn kinds(model: &TypedModel) -> TractResult<Vec<OutputKind>> {
     outlets.map(shape).collect()
 }
 
-/// Returns the values of an output as voxels.
-fn voxels(value: &Tensor) -> TractResult<Voxels> {
+/// Passes on the values of an output as voxels.
+fn take_voxels(value: &Tensor, take: TakeOutput<'_>) -> Result<(), Cause> {
     // An output may consist of symbolic lengths: they are numbers once all lengths are known.
     let value = match value.datum_type() {
         DatumType::TDim => value.cast_to::<i64>()?,
         _ => std::borrow::Cow::Borrowed(value),
     };
     let values = value.try_as_plain_ram()?;
-    macro_rules! copied {
-        ($($kind:ident),*) => {
+    macro_rules! taken {
+        ($($kind:ident $native:ty),*) => {
             match value.datum_type() {
-                DatumType::Bool => {
-                    let truths = values.as_slice::<bool>()?.iter();
-                    Ok(Voxels::Bool(truths.map(|&truth| u8::from(truth)).collect()))
-                }
-                $(DatumType::$kind => Ok(Voxels::$kind(values.as_slice()?.to_vec())),)*
-                other => Err(no_voxels(other)),
+                $(DatumType::$kind => {
+                    let voxels = bytemuck::cast_slice(values.as_slice::<$native>()?);
+                    Ok(take(DType::$kind, voxels)?)
+                })*
+                other => Err(no_voxels(other).into()),
             }
         };
     }
-    copied!(U8, I8, U16, I16, U32, I32, U64, I64, F16, F32, F64)
+    taken!(Bool bool, U8 u8, I8 i8, U16 u16, I16 i16, U32 u32, I32 i32, U64 u64, I64 i64, F16 f16, F32 f32, F64 f64)
 }
 
-/// Returns the dtype that [`voxels`] will have.
+/// Returns the dtype that [`take_voxels`] will pass on.
 fn voxel_type(kind: DatumType) -> TractResult<DType> {
     macro_rules! named {
         ($($kind:ident),*) => {

@@ -14,11 +14,13 @@ use ort::value::{DynTensor, DynValue, Tensor, TensorElementType};
 
 use super::external::locations;
 use super::model::{Model, OutputSpec};
-use super::network::{InputAxes, Network, OutputKind, Runtime, no_network};
+use super::network::{InputAxes, Network, OutputKind, Runtime, TakeOutput, no_network};
 use super::place::OutputPlace;
+use super::pool::PatchPool;
+use crate::dtype::DType;
 use crate::error::{Cause, Error, Result};
 use crate::files::{checksum, read_up_to};
-use crate::patch::{Patch, Voxels};
+use crate::patch::Patch;
 use crate::region::Shape;
 use crate::volume::Layout;
 
@@ -31,6 +33,9 @@ const LIBRARY: &str = "ORT_DYLIB_PATH";
 /// file or left open. Patches are run in batches of the length that the file fixes, otherwise one by one.
 #[derive(Debug)]
 pub struct OnnxRuntime(Network<Sessions>);
+
+/// A function that takes the type, the lengths and the voxels of the next output.
+type TakeTensor<'a> = &'a mut dyn FnMut(DType, &[i64], &[u8]) -> Result<(), Cause>;
 
 /// The pool of sessions of a network, which grows to one per thread that runs it.
 struct Sessions {
@@ -53,8 +58,8 @@ impl OnnxRuntime {
         load()?;
         let refused =
             |error: ort::Error| no_network(path, format!("ONNX Runtime cannot load it: {error}"));
-        let session = session(path).map_err(refused)?;
         let bytes = read_up_to(path, u64::MAX)?;
+        let session = session(path).map_err(refused)?;
         let folder = path.parent().unwrap_or(Path::new(""));
         let weights = locations(&bytes).into_iter().map(|name| folder.join(name));
         let mut crc = crc32c::crc32c(&bytes);
@@ -111,6 +116,10 @@ impl Model for OnnxRuntime {
     fn predict(&self, batch: Vec<Patch>) -> Result<Vec<Vec<Patch>>> {
         self.0.predict(batch)
     }
+
+    fn predict_pooled(&self, batch: Vec<Patch>, pool: &PatchPool) -> Result<Vec<Vec<Patch>>> {
+        self.0.predict_pooled(batch, pool)
+    }
 }
 
 impl Runtime for Sessions {
@@ -121,24 +130,37 @@ impl Runtime for Sessions {
     }
 
     fn outputs(&self, input: [usize; 5]) -> Result<Vec<OutputKind>, Cause> {
-        let outputs = self.outcome(input, vec![0.0; input.iter().product()])?;
-        let kind = |(axes, voxels): (Vec<u64>, Voxels)| (voxels.dtype(), axes);
-        Ok(outputs.into_iter().map(kind).collect())
+        let values = vec![0.0; input.iter().product()];
+        let mut kinds = Vec::new();
+        self.with_outputs(input, values, &mut |dtype, axes, _| {
+            let axes = axes.iter().map(|&n| u64::try_from(n));
+            kinds.push((dtype, axes.collect::<Result<_, _>>()?));
+            Ok(())
+        })?;
+        Ok(kinds)
     }
 
-    fn run(&self, (): &(), input: [usize; 5], values: Vec<f32>) -> Result<Vec<Voxels>, Cause> {
-        let outputs = self.outcome(input, values)?;
-        Ok(outputs.into_iter().map(|(_, voxels)| voxels).collect())
+    fn run(
+        &self,
+        (): &(),
+        input: [usize; 5],
+        values: Vec<f32>,
+        take: TakeOutput<'_>,
+    ) -> Result<(), Cause> {
+        self.with_outputs(input, values, &mut |dtype, _, voxels| {
+            Ok(take(dtype, voxels)?)
+        })
     }
 }
 
 impl Sessions {
-    /// Runs the network and returns the lengths and values of all outputs.
-    fn outcome(
+    /// Runs the network, and passes the type, the lengths and the voxels of each output to `take`.
+    fn with_outputs(
         &self,
         input: [usize; 5],
         values: Vec<f32>,
-    ) -> Result<Vec<(Vec<u64>, Voxels)>, Cause> {
+        take: TakeTensor<'_>,
+    ) -> Result<(), Cause> {
         let tensor = tensor(self.input, input, values)?;
         let lock = || self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         let idle = lock().pop();
@@ -147,11 +169,12 @@ impl Sessions {
             None => session(&self.path)?,
         };
         let outputs = session.run(ort::inputs![tensor])?;
-        let values = outputs.values().map(|value| voxels(&value));
-        let values = values.collect::<Result<_, Cause>>()?;
+        for value in outputs.values() {
+            take_voxels(&value, take)?;
+        }
         drop(outputs);
         lock().push(session);
-        Ok(values)
+        Ok(())
     }
 }
 
@@ -224,28 +247,22 @@ fn tensor(kind: TensorElementType, axes: [usize; 5], values: Vec<f32>) -> ort::R
     })
 }
 
-/// Returns the lengths and values of an output.
-fn voxels(value: &DynValue) -> Result<(Vec<u64>, Voxels), Cause> {
+/// Passes on the type, the lengths and the voxels of an output.
+fn take_voxels(value: &DynValue, take: TakeTensor<'_>) -> Result<(), Cause> {
     let kind = value.dtype().tensor_type();
-    macro_rules! copied {
-        ($($kind:ident $native:ty),*) => {
+    macro_rules! taken {
+        ($($kind:ident $dtype:ident $native:ty),*) => {
             match kind {
-                Some(TensorElementType::Bool) => {
-                    let (axes, truths) = value.try_extract_tensor::<bool>()?;
-                    (axes, Voxels::Bool(truths.iter().map(|&truth| u8::from(truth)).collect()))
-                }
                 $(Some(TensorElementType::$kind) => {
                     let (axes, values) = value.try_extract_tensor::<$native>()?;
-                    (axes, Voxels::from(values.to_vec()))
+                    take(DType::$dtype, axes, bytemuck::cast_slice(values))
                 })*
-                other => return Err(format!("an output of {other:?} holds no voxels").into()),
+                other => Err(format!("an output of {other:?} holds no voxels").into()),
             }
         };
     }
-    let (axes, voxels) = copied!(Uint8 u8, Int8 i8, Uint16 u16, Int16 i16, Uint32 u32, Int32 i32,
-        Uint64 u64, Int64 i64, Float16 f16, Float32 f32, Float64 f64);
-    let axes = axes.iter().map(|&n| u64::try_from(n));
-    Ok((axes.collect::<Result<_, _>>()?, voxels))
+    taken!(Bool Bool bool, Uint8 U8 u8, Int8 I8 i8, Uint16 U16 u16, Int16 I16 i16, Uint32 U32 u32, Int32 I32 i32,
+        Uint64 U64 u64, Int64 I64 i64, Float16 F16 f16, Float32 F32 f32, Float64 F64 f64)
 }
 
 #[cfg(test)]
@@ -253,7 +270,6 @@ mod tests {
     use std::thread;
 
     use super::*;
-    use crate::dtype::DType;
     use crate::region::Region;
     use crate::volume::{VolumeExt, open};
 
@@ -292,7 +308,10 @@ mod tests {
                 _ => ([0; 3], 1),
             };
             assert_eq!((outputs[0].halo, outputs[0].scale), place, "{name}");
-            let all = model.0.predict_all(&[input.clone(), input]).unwrap();
+            let all = model
+                .0
+                .predict_all(&[input.clone(), input], &PatchPool::default())
+                .unwrap();
             for (k, patches) in all.into_iter().enumerate() {
                 let expected = array(&format!("{name}.out{k}.npy"));
                 assert_eq!(patches.len(), 2, "{name}");
@@ -335,7 +354,7 @@ mod tests {
     fn files_that_cannot_be_run_say_why() {
         let unet = file("unet.onnx");
         let error = |name: &str| OnnxRuntime::open(file(name)).unwrap_err().to_string();
-        assert!(error("none.onnx").starts_with("cannot read"));
+        assert!(error("none.onnx").starts_with("cannot open"));
         assert!(error("unet.in.npy").contains("as a model: "));
         assert!(
             error("wrong_rank.onnx").contains("5 axes, n, c, z, y, x, but has \"volume\" of 4")

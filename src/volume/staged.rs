@@ -13,11 +13,13 @@ use std::fs::{self, File, Permissions};
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 use tempfile::{Builder, NamedTempFile};
 
+use super::mmap::start_writing;
 use super::overwrite::{Overwrite, bare};
 use super::sweep::ScratchFolder;
 use crate::error::{Error, Result};
@@ -36,7 +38,12 @@ pub struct StagedFile {
     file: NamedTempFile,
     target: PathBuf,
     overwrite: Overwrite,
+    /// Bytes that were written into the file, and have not been sent to disk.
+    unwritten: AtomicU64,
 }
+
+/// Bytes that are sent to disk together.
+const WRITTEN_TOGETHER: u64 = 64 << 20;
 
 impl StagedFolder {
     /// Creates the folder next to `target`, which must not exist unless it may be replaced.
@@ -121,7 +128,18 @@ impl StagedFile {
             file,
             target: bare(target),
             overwrite,
+            unwritten: AtomicU64::new(0),
         })
+    }
+
+    /// Counts bytes that were written into the file. Every 64 MiB of them start on their way to disk, so that flushing the
+    /// file takes less time.
+    pub(super) fn count_written(&self, bytes: u64) {
+        let before = self.unwritten.fetch_add(bytes, Ordering::Relaxed);
+        if before < WRITTEN_TOGETHER && before + bytes >= WRITTEN_TOGETHER {
+            self.unwritten.store(0, Ordering::Relaxed);
+            start_writing(self.file());
+        }
     }
 
     /// Returns the file, open for writing.
@@ -300,14 +318,6 @@ pub(super) fn parent(target: &Path) -> &Path {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     }
-}
-
-/// Asks the system to start writing a file to disk, so that flushing it at the end takes less time. Nothing depends on
-/// it.
-pub(super) fn write_soon(file: &File) {
-    // Dirty pages are written out; only clean ones would be dropped from the cache.
-    #[cfg(not(target_vendor = "apple"))]
-    let _ = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed);
 }
 
 /// Opens the folder that contains the name. This happens before the rename, because file descriptors may be exhausted

@@ -121,13 +121,40 @@ fn every_network_computes_what_onnx_runtime_does() {
         let outputs = model.0.outputs(&layout(&input), input.shape()).unwrap();
         let found: Vec<_> = outputs.iter().map(|out| (out.halo[0], out.scale)).collect();
         assert_eq!(found, places, "{name}");
-        let all = model.0.predict_all(std::slice::from_ref(&input)).unwrap();
+        let all = model
+            .0
+            .predict_all(std::slice::from_ref(&input), &PatchPool::default())
+            .unwrap();
         assert_eq!(all.len(), outputs.len(), "{name}");
         for (k, (predicted, output)) in all.iter().zip(&outputs).enumerate() {
             assert_eq!(predicted[0].dtype(), output.dtype, "{name}");
             assert_close(name, &predicted[0], &array(&format!("{name}.out{k}")));
         }
     }
+}
+
+#[test]
+fn predictions_come_from_the_pool_and_inputs_go_there() {
+    let (model, input) = network("unet");
+    let expected = model.predict(vec![input.clone()]).unwrap();
+    let pool = PatchPool::new(2, 64 << 20);
+    let batch = pool.begin();
+    let given = input.bytes().as_ptr();
+    let (shape, channels) = (Region::whole(input.shape()), input.channels());
+    let twin = input.clone();
+    let first = model.predict_pooled(vec![input], batch.pool()).unwrap();
+    assert_eq!(first, expected);
+    let spare = batch.pool().take(shape, channels, DType::F32).unwrap();
+    assert_eq!(spare.bytes().as_ptr(), given);
+    let places =
+        |all: &[Vec<Patch>]| -> Vec<_> { all.iter().map(|one| one[0].bytes().as_ptr()).collect() };
+    let before = places(&first);
+    for patch in first.into_iter().flatten() {
+        batch.pool().give(patch);
+    }
+    let second = model.predict_pooled(vec![twin], batch.pool()).unwrap();
+    assert_eq!(second, expected);
+    assert_eq!(places(&second), before);
 }
 
 /// Returns `count` patches at different places with different values.

@@ -140,6 +140,9 @@ impl FlatWriter {
             write_all_at(self.data(), piece, start)
                 .map_err(Error::io("write", &self.layout.path))?;
         }
+        if self.plain.is_none() {
+            self.staged.count_written(voxels.len() as u64);
+        }
         Ok(())
     }
 }

@@ -102,6 +102,7 @@ impl TileWriter {
 
     fn write_at(&self, bytes: &[u8], at: u64) -> Result<()> {
         let written = write_all_at(self.file(), bytes, at);
+        self.staged.count_written(bytes.len() as u64);
         written.map_err(Error::io("write", &self.layout.path))
     }
 

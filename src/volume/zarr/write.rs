@@ -7,8 +7,9 @@ use std::path::Path;
 use serde_json::Value as Json;
 
 use super::super::create::CreateOptions;
+use super::super::mmap::start_writing;
 use super::super::overwrite::FolderKind;
-use super::super::staged::{StagedFolder, write_soon};
+use super::super::staged::StagedFolder;
 use super::super::{Layout, VolumeMut};
 use super::arrays::{Arrays, ChunkPlace};
 use super::document;
@@ -78,7 +79,8 @@ impl ZarrWriter {
             }
             file.append(bytes)
         })?;
-        file.file().map(write_soon);
+        // So that flushing the folder takes less time.
+        file.file().map(start_writing);
         file.keep();
         Ok(is_stored)
     }
