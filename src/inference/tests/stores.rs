@@ -801,6 +801,48 @@ fn a_late_process_follows_the_shards_of_the_first() {
     assert!(matches!(error, Error::Exists { .. }), "{error}");
 }
 
+/// Runs all tasks of a job, the last of which is killed before it publishes the outputs.
+fn unpublished(name: &str, settings: &Settings) -> Arc<Faulty> {
+    let store = named(&format!("memory://{name}"));
+    let process = Process::new(name, &store);
+    let is_dead = Arc::clone(&process.is_dead);
+    process.faults(move |request, key, _| {
+        let is_last = request == "put" && key.ends_with("0.zarr/0/zarr.json");
+        is_dead.fetch_or(is_last, Ordering::SeqCst);
+        is_last.then_some(Fault::Status(403))
+    });
+    let done: Vec<_> = parts(settings, 3)
+        .iter()
+        .map(|part| process.run(settings, *part))
+        .collect();
+    assert_eq!(done, [Some(false), Some(false), None]);
+    store
+}
+
+#[test]
+fn a_job_that_is_published_while_its_notes_are_read_is_published() {
+    for request in ["list", "get"] {
+        let settings = Settings::default();
+        let name = format!("late-{request}");
+        let store = unpublished(&name, &settings);
+        let (process, other) = (Process::new(&name, &store), Process::new(&name, &store));
+        let is_over = AtomicBool::new(false);
+        let its = settings.clone();
+        process.faults(move |asked, key, _| {
+            let is_note = asked == request && key.contains("/.voxpatch");
+            if is_note && !is_over.swap(true, Ordering::SeqCst) {
+                let commit = || other.job(&its).commit(&silent).unwrap();
+                std::thread::scope(|scope| scope.spawn(commit).join().unwrap());
+            }
+            None
+        });
+        let status = process.job(&settings).status().unwrap();
+        assert!(status.published, "{request}: {status:?}");
+        process.job(&settings).commit(&silent).unwrap();
+        assert!(store.objects() == expected(&settings));
+    }
+}
+
 #[test]
 fn two_commits_at_once_publish_what_a_killed_task_did_not() {
     let settings = Settings::default();

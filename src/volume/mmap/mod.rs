@@ -18,7 +18,7 @@ mod heap;
 mod signal;
 #[cfg(test)]
 mod tests;
-mod written;
+mod writeback;
 
 use std::fs::File;
 use std::io;
@@ -31,7 +31,7 @@ use self::guard::AddressWatch;
 pub use self::heap::share_heaps;
 pub(crate) use self::heap::{FreedBytes, give_back_freed};
 pub use self::signal::signal_is_ignored;
-pub(crate) use self::written::start_writing;
+pub(crate) use self::writeback::start_writing;
 
 /// Touched bytes after which a mapping is emptied.
 pub(super) const KEPT: u64 = 256 << 20;

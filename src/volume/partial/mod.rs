@@ -388,7 +388,8 @@ pub(super) fn recorded(
         differences.compare("parts", &json!(other), &json!(part.count));
         differences.check(folder)?;
     }
-    Ok(parts)
+    // If another process removed the folder meanwhile, the list was not complete.
+    Ok(parts.filter(|_| folder.exists()))
 }
 
 /// Checks that all other parts belong to the same run and own different voxels.

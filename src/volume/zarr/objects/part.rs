@@ -21,6 +21,7 @@ use super::super::arrays::{Arrays, ChunkPlace};
 use super::super::encode::UnencodedChunk;
 use super::super::resume::check_owned;
 use super::check::{Checked, RunOutput, changed};
+use super::claim::Claim;
 use super::note::NoteName;
 use super::recorder::Recorder;
 use crate::error::{Error, Result};
@@ -237,11 +238,19 @@ impl ObjectsParts {
     ) -> Result<OutputProgress> {
         let output = RunOutput::new(remote, (layout, options), resume, resume.part.count())?;
         let RunOutput { run, arrays, .. } = &output;
+        let look = || -> Result<(Option<Claim>, bool)> {
+            let claim = run.claim(false)?;
+            let may_be = claim.as_ref().is_none_or(|claim| !claim.is_clearing);
+            Ok((claim, may_be && run.is_published()?))
+        };
+        let published = OutputProgress {
+            published: true,
+            ..OutputProgress::default()
+        };
         let mut found = OutputProgress::default();
-        let claim = run.claim(false)?;
-        if claim.is_none_or(|claim| !claim.is_clearing) && run.is_published()? {
-            found.published = true;
-            return Ok(found);
+        let (claim, is_published) = look()?;
+        if is_published {
+            return Ok(published);
         }
         let Some(claim) = claim else {
             return Ok(found);
@@ -269,7 +278,9 @@ impl ObjectsParts {
                 chunks.extend(noted.map(|(_, index)| index));
             }
         }
-        Ok(found)
+        // Another process may have published the output in between, and removed its notes.
+        let (_, is_published) = look()?;
+        Ok(if is_published { published } else { found })
     }
 
     /// Publishes outputs that were opened.
