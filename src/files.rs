@@ -186,7 +186,7 @@ mod tests {
             (PIECE + 1, 0),
             (3 * PIECE + 17, 9),
         ] {
-            let bytes: Vec<u8> = (0..length).map(|n| (n % 251) as u8).collect();
+            let bytes: Vec<u8> = (0..=250).cycle().take(length).collect();
             write_all_at(&file, &bytes, start).unwrap();
             let mut back = vec![0; length];
             file.read_exact_at(&mut back, start).unwrap();

@@ -80,7 +80,7 @@ fn check_against_zarrs(layout: &Layout, options: &CreateOptions, all: &[u8]) {
         let mut padded = vec![0; usize::try_from(whole.voxels()).unwrap() * size];
         copy_common((all, everything), (&mut padded, whole), 1, size);
 
-        let (encoded, mut pieces) = (RefCell::new(Vec::new()), 0);
+        let (encoded, mut pieces) = (RefCell::new(Vec::new()), 0_u64);
         let unencoded = UnencodedChunk {
             encoder: &encoder,
             whole,
@@ -100,7 +100,7 @@ fn check_against_zarrs(layout: &Layout, options: &CreateOptions, all: &[u8]) {
         let is_empty = padded.iter().all(|&byte| byte == 0);
         assert_eq!(is_stored.unwrap(), !is_empty, "{index:?}");
         assert!(
-            pieces <= 1 + encoded.len() / (SHARD_PIECE as usize / 2),
+            pieces <= 1 + 2 * encoded.len() as u64 / SHARD_PIECE,
             "{pieces} pieces"
         );
         if is_empty {
