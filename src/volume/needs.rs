@@ -83,8 +83,9 @@ pub(crate) fn marked_bytes(output: &Layout) -> u64 {
 pub(crate) const SHARD_PIECE: u64 = 1 << 20;
 
 /// Returns the maximum bytes that a thread needs to encode a write chunk of an output: the chunk padded at the edge, and
-/// its encoded form. Of a shard, that is one chunk at a time, and what waits to be written: a piece of the shard, or for a store
-/// the whole shard. With coarser levels, one chunk is added on each level that this one completes.
+/// its encoded form. Of a shard, that is one chunk at a time, and the whole shard: for a store it waits to be sent, and for a file
+/// as much is left to the gaps in the heap beside the codecs' short-lived memory. With coarser levels, one chunk is added on each
+/// level that this one completes.
 pub(crate) fn encoding_bytes(output: &Layout, coarser: bool) -> u64 {
     let Some([_, chunk @ ..]) = output.write_chunk else {
         return 0;
@@ -94,12 +95,7 @@ pub(crate) fn encoding_bytes(output: &Layout, coarser: bool) -> u64 {
     let mut bytes = Region::whole(encoded).voxels().saturating_mul(2 * size);
     if encoded != chunk {
         let shard = Region::whole(chunk).voxels().saturating_mul(size);
-        let piece = if output.remote {
-            shard
-        } else {
-            SHARD_PIECE.min(shard)
-        };
-        bytes = bytes.saturating_add(piece);
+        bytes = bytes.saturating_add(shard);
     }
     let mut shape = output.shape;
     while coarser && next_shape(shape) != shape {
