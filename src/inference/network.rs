@@ -134,7 +134,11 @@ impl<R: Runtime> Network<R> {
                 Ok(())
             };
             let run = self.runtime.run(&ready.network, input, values, &mut take);
-            run.map_err(|cause| self.failed("run", channels, patch, cause))?;
+            run.map_err(|cause| match cause.downcast::<Error>() {
+                // The network ran, but what it returned was not taken.
+                Ok(own) => *own,
+                Err(cause) => self.failed("run", channels, patch, cause),
+            })?;
         }
         Ok(all)
     }
@@ -471,6 +475,55 @@ fn split(axes: &[u64]) -> Option<(u64, Shape)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A runtime whose only output has one voxel too few.
+    struct Short;
+
+    impl Runtime for Short {
+        type Ready = ();
+
+        fn prepare(&self, input: [usize; 5]) -> Result<((), Vec<OutputKind>), Cause> {
+            Ok(((), self.outputs(input)?))
+        }
+
+        fn outputs(&self, input: [usize; 5]) -> Result<Vec<OutputKind>, Cause> {
+            Ok(vec![(DType::U8, input.map(|n| n as u64).to_vec())])
+        }
+
+        fn run(
+            &self,
+            (): &(),
+            _: [usize; 5],
+            values: Vec<f32>,
+            take: TakeOutput<'_>,
+        ) -> Result<(), Cause> {
+            Ok(take(DType::U8, &vec![0; values.len() - 1])?)
+        }
+    }
+
+    #[test]
+    fn an_output_of_another_length_is_refused() {
+        let network = Network {
+            path: PathBuf::from("net.onnx"),
+            crc: 0,
+            runtime: Short,
+            axes: InputAxes([None; 5]),
+            names: vec!["y".to_owned()],
+            only: None,
+            place: OutputPlace::default(),
+            ready: Mutex::default(),
+        };
+        let patch = Patch::zeros(Region::whole([4; 3]), 1, DType::F32).unwrap();
+        let error = network.predict(vec![patch]).unwrap_err();
+        let wanted = matches!(
+            error,
+            Error::BufferLength {
+                expected: 64,
+                actual: 63
+            }
+        );
+        assert!(wanted, "{error}");
+    }
 
     #[test]
     fn lengths_that_the_file_fixes_are_asked_for() {
