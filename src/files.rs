@@ -80,7 +80,7 @@ pub(crate) fn open_at_once(path: &Path) -> io::Result<File> {
 }
 
 /// The most bytes of one write.
-const PIECE: usize = 1 << 20;
+pub(crate) const PIECE: usize = 1 << 20;
 
 /// Writes bytes into a file from the byte `start` on, in pieces of at most 1 MiB.
 ///

@@ -79,23 +79,20 @@ pub(crate) fn marked_bytes(output: &Layout) -> u64 {
         .saturating_mul(2)
 }
 
-/// Bytes of a shard that are encoded before they are written.
-pub(crate) const SHARD_PIECE: u64 = 1 << 20;
-
 /// Returns the maximum bytes that a thread needs to encode a write chunk of an output: the chunk padded at the edge, and
 /// its encoded form. Of a shard, that is one chunk at a time, and the whole shard: for a store it waits to be sent, and for a file
 /// as much is left to the gaps in the heap beside the codecs' short-lived memory. With coarser levels, one chunk is added on each
 /// level that this one completes.
 pub(crate) fn encoding_bytes(output: &Layout, coarser: bool) -> u64 {
-    let Some([_, chunk @ ..]) = output.write_chunk else {
+    let Some(write_chunk @ [_, chunk @ ..]) = output.write_chunk else {
         return 0;
     };
-    let [_, encoded @ ..] = output.read_chunk.or(output.write_chunk).unwrap_or([1; 4]);
+    let [_, encoded @ ..] = output.read_chunk.unwrap_or(write_chunk);
     let size = output.dtype.size() as u64;
-    let mut bytes = Region::whole(encoded).voxels().saturating_mul(2 * size);
+    let bytes_of = |shape| Region::whole(shape).voxels().saturating_mul(size);
+    let mut bytes = bytes_of(encoded).saturating_mul(2);
     if encoded != chunk {
-        let shard = Region::whole(chunk).voxels().saturating_mul(size);
-        bytes = bytes.saturating_add(shard);
+        bytes = bytes.saturating_add(bytes_of(chunk));
     }
     let mut shape = output.shape;
     while coarser && next_shape(shape) != shape {

@@ -135,9 +135,10 @@ impl StagedFile {
     /// Counts bytes that were written into the file. Every 64 MiB of them start on their way to disk, so that flushing the
     /// file takes less time.
     pub(super) fn count_written(&self, bytes: u64) {
-        let before = self.unwritten.fetch_add(bytes, Ordering::Relaxed);
-        if before < WRITTEN_TOGETHER && before + bytes >= WRITTEN_TOGETHER {
-            self.unwritten.store(0, Ordering::Relaxed);
+        let unwritten = self.unwritten.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        if unwritten >= WRITTEN_TOGETHER
+            && self.unwritten.swap(0, Ordering::Relaxed) >= WRITTEN_TOGETHER
+        {
             start_writing(self.file());
         }
     }

@@ -801,15 +801,20 @@ fn a_late_process_follows_the_shards_of_the_first() {
     assert!(matches!(error, Error::Exists { .. }), "{error}");
 }
 
-/// Runs all tasks of a job, the last of which is killed before it publishes the outputs.
-fn unpublished(name: &str, settings: &Settings) -> Arc<Faulty> {
+/// Runs all tasks of a job, the last of which is killed at a document of its outputs, which is there or not.
+fn unpublished(
+    name: &str,
+    settings: &Settings,
+    document: &'static str,
+    arrives: bool,
+) -> Arc<Faulty> {
     let store = named(&format!("memory://{name}"));
     let process = Process::new(name, &store);
     let is_dead = Arc::clone(&process.is_dead);
     process.faults(move |request, key, _| {
-        let is_last = request == "put" && key.ends_with("0.zarr/0/zarr.json");
+        let is_last = request == "put" && key.ends_with(document);
         is_dead.fetch_or(is_last, Ordering::SeqCst);
-        is_last.then_some(Fault::Status(403))
+        (is_last && !arrives).then_some(Fault::Status(403))
     });
     let done: Vec<_> = parts(settings, 3)
         .iter()
@@ -824,7 +829,7 @@ fn a_job_that_is_published_while_its_notes_are_read_is_published() {
     for request in ["list", "get"] {
         let settings = Settings::default();
         let name = format!("late-{request}");
-        let store = unpublished(&name, &settings);
+        let store = unpublished(&name, &settings, "0.zarr/0/zarr.json", false);
         let (process, other) = (Process::new(&name, &store), Process::new(&name, &store));
         let is_over = AtomicBool::new(false);
         let its = settings.clone();
@@ -849,22 +854,8 @@ fn two_commits_at_once_publish_what_a_killed_task_did_not() {
     let wanted = expected(&settings);
     for n in 0..6 {
         let name = format!("commits{n}");
-        let store = named(&format!("memory://{name}"));
-        let process = Process::new(&name, &store);
-        let is_dead = Arc::clone(&process.is_dead);
-        // It is killed at one of the documents, which is there or not.
-        process.faults(move |request, key, _| {
-            let is_last = request == "put"
-                && key.ends_with(["0.zarr/0/zarr.json", "1.zarr/zarr.json"][n % 2]);
-            is_dead.fetch_or(is_last, Ordering::SeqCst);
-            (is_last && n < 3).then_some(Fault::Status(403))
-        });
-        let parts = parts(&settings, 3);
-        let done: Vec<_> = parts
-            .iter()
-            .map(|part| process.run(&settings, *part))
-            .collect();
-        assert_eq!(done, [Some(false), Some(false), None]);
+        let document = ["0.zarr/0/zarr.json", "1.zarr/zarr.json"][n % 2];
+        let store = unpublished(&name, &settings, document, n >= 3);
         let status = Process::new(&name, &store).job(&settings).status().unwrap();
         assert!(status.is_complete() && !status.published, "{status:?}");
         commit_twice(&name, &store, &settings);

@@ -83,7 +83,7 @@ pub(super) struct Limits {
     pub(super) table_bytes: u64,
 }
 
-/// What the feed does.
+/// The state of the feed, which draws the patches.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Feeding {
     #[default]

@@ -388,7 +388,7 @@ pub(super) fn recorded(
         differences.compare("parts", &json!(other), &json!(part.count));
         differences.check(folder)?;
     }
-    // If another process removed the folder meanwhile, the list was not complete.
+    // Another process may have removed the folder while it was listed: then parts are missing in the list.
     Ok(parts.filter(|_| folder.exists()))
 }
 

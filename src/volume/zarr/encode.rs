@@ -13,11 +13,11 @@ use zarrs::array::codec::api::ArrayToBytesCodecTraits;
 use zarrs::array::{Array, ArrayBytes, FillValue, data_type};
 use zarrs::metadata::v3::MetadataV3;
 
-use super::super::needs::SHARD_PIECE;
 use super::super::pyramid::LevelSource;
 use super::pipeline::ArrayForm;
 use super::pool::codec_options;
 use crate::error::{Cause, Error, Result};
+use crate::files::PIECE;
 use crate::patch::copy_common;
 use crate::region::{Region, Shape, chunk_range, chunk_region, indices};
 
@@ -58,18 +58,19 @@ impl UnencodedChunk<'_> {
         })
     }
 
-    /// Encodes the chunk; `None` if it is all fill value.
+    /// Encodes the chunk, and passes all its bytes to `put`; `None` if it is all fill value. Returns `false` for that.
     ///
     /// # Errors
     ///
-    /// [`Error::Chunk`] if a codec fails.
-    pub(super) fn encode(&self) -> Result<Option<Vec<u8>>> {
+    /// [`Error::Chunk`] if a codec fails, and those of `put`.
+    pub(super) fn put(&self, put: impl FnOnce(Option<Vec<u8>>) -> Result<()>) -> Result<bool> {
         let mut encoded = Vec::new();
         let is_stored = self.encode_to(&mut |bytes| {
             encoded.extend_from_slice(bytes);
             Ok(())
         })?;
-        Ok(is_stored.then_some(encoded))
+        put(is_stored.then_some(encoded))?;
+        Ok(is_stored)
     }
 }
 
@@ -103,11 +104,11 @@ impl<'a, 'b> Pieces<'a, 'b> {
     }
 
     fn add(&mut self, bytes: &[u8]) -> Result<(), Problem> {
-        if (self.gathered.len() + bytes.len()) as u64 > SHARD_PIECE {
+        if self.gathered.len() + bytes.len() > PIECE {
             self.pass_on()?;
         }
         self.position += bytes.len() as u64;
-        if bytes.len() as u64 >= SHARD_PIECE {
+        if bytes.len() >= PIECE {
             return (self.sink)(bytes).map_err(Problem::Sink);
         }
         self.gathered.extend_from_slice(bytes);
@@ -176,36 +177,27 @@ impl ChunkEncoder {
         })
     }
 
-    /// Encodes the write chunk that covers the box `whole`, one channel of it, and passes its bytes to `sink` in order. `voxels` are
-    /// those of the box `held`; the others are 0. Returns `false`, and passes on nothing, if all are the fill value.
+    /// Encodes the write chunk that covers the box `whole`, one channel of it, and passes its bytes to `sink` in order. `source` has
+    /// the voxels of a box; the others are 0. Returns `false`, and passes on nothing, if all are the fill value.
     fn encode(
         &self,
         whole: Region,
-        (voxels, held): (&[u8], Region),
+        source: (&[u8], Region),
         sink: &mut ByteSink<'_>,
     ) -> Result<bool, Problem> {
+        let mut buffer = Vec::new();
         let Some(index) = &self.index else {
-            let mut voxels = Cow::Borrowed(voxels);
-            if whole != held {
-                let mut padded = self.zeros()?;
-                self.copy((&voxels, held), (&mut padded, whole));
-                voxels = Cow::Owned(padded);
-            }
-            return match self.encode_chunk(&voxels)? {
+            return match self.encode_chunk(self.cut(whole, source, &mut buffer)?)? {
                 Some(encoded) => sink(&encoded).map(|()| true).map_err(Problem::Sink),
                 None => Ok(false),
             };
         };
         let mut entries = Vec::new();
         let mut pieces = Pieces::new(sink);
-        let mut chunk = self.zeros()?;
         for place in indices(chunk_range(&whole, self.chunk)) {
             let region = chunk_region(place, self.chunk);
-            if !held.contains(&region) {
-                chunk.fill(0);
-            }
-            self.copy((voxels, held), (&mut chunk, region));
-            if let Some(encoded) = self.encode_chunk(&chunk)? {
+            let chunk = self.cut(region, source, &mut buffer)?;
+            if let Some(encoded) = self.encode_chunk(chunk)? {
                 entries.extend([pieces.position, encoded.len() as u64]);
                 pieces.add(&encoded)?;
             } else {
@@ -233,16 +225,27 @@ impl ChunkEncoder {
         Ok(Some(encoded))
     }
 
-    /// Returns the voxels of an empty chunk.
-    fn zeros(&self) -> Result<Vec<u8>, Cause> {
-        let bytes = self.form.bytes().ok_or("its type has no fixed size")?;
-        Ok(vec![0; usize::try_from(bytes)?])
-    }
-
-    /// Copies the voxels that two boxes share.
-    fn copy(&self, from: (&[u8], Region), to: (&mut [u8], Region)) {
-        let size = self.form.dtype.fixed_size().unwrap_or(0);
-        copy_common(from, to, 1, size);
+    /// Returns the voxels of the chunk that covers `region`: those of the box `held`, and 0 elsewhere. They are copied to `buffer`
+    /// unless they are all of that box.
+    fn cut<'a>(
+        &self,
+        region: Region,
+        (voxels, held): (&'a [u8], Region),
+        buffer: &'a mut Vec<u8>,
+    ) -> Result<&'a [u8], Cause> {
+        if region == held {
+            return Ok(voxels);
+        }
+        let size = self.form.dtype.fixed_size();
+        let (Some(size), Some(bytes)) = (size, self.form.bytes()) else {
+            return Err("its type has no fixed size".into());
+        };
+        buffer.resize(usize::try_from(bytes)?, 0);
+        if !held.contains(&region) {
+            buffer.fill(0);
+        }
+        copy_common((voxels, held), (buffer, region), 1, size);
+        Ok(buffer)
     }
 }
 

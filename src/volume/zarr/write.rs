@@ -65,10 +65,8 @@ impl ZarrWriter {
         let staged = match &self.target {
             Target::Folder(staged) => staged,
             Target::Objects(output) => {
-                let encoded = chunk.encode()?;
-                let is_stored = encoded.is_some();
-                encoded.map_or(Ok(()), |bytes| output.put(&place.key, bytes))?;
-                return Ok(is_stored);
+                let put = |bytes| output.put(&place.key, bytes);
+                return chunk.put(|bytes| bytes.map_or(Ok(()), put));
             }
         };
         let path = staged.path().join(&place.key);

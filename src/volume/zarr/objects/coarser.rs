@@ -57,11 +57,10 @@ impl Levels for Maker<'_> {
     }
 
     fn keep(&self, place: &ChunkPlace, chunk: &UnencodedChunk<'_>) -> Result<bool> {
-        let encoded = chunk.encode()?;
-        let is_stored = encoded.is_some();
-        let kept = self.recorder.keep(&self.output.run, place, encoded);
-        self.check_claim(kept?)?;
-        Ok(is_stored)
+        chunk.put(|encoded| {
+            let kept = self.recorder.keep(&self.output.run, place, encoded);
+            self.check_claim(kept?)
+        })
     }
 
     fn settle(&self) -> Result<()> {

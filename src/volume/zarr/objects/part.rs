@@ -108,10 +108,10 @@ impl ObjectsPart {
             });
         }
         let keep = |place: &ChunkPlace, chunk: &UnencodedChunk<'_>| {
-            let encoded = chunk.encode()?;
-            let is_stored = encoded.is_some();
-            self.recorder.keep(&self.output.run, place, encoded)?;
-            Ok(is_stored)
+            chunk.put(|encoded| {
+                let kept = self.recorder.keep(&self.output.run, place, encoded);
+                kept.map(|_| ())
+            })
         };
         self.output.arrays.write(channels, region, voxels, &keep)
     }
@@ -240,7 +240,7 @@ impl ObjectsParts {
         let RunOutput { run, arrays, .. } = &output;
         let look = || -> Result<(Option<Claim>, bool)> {
             let claim = run.claim(false)?;
-            let may_be = claim.as_ref().is_none_or(|claim| !claim.is_clearing);
+            let may_be = claim.is_none_or(|claim| !claim.is_clearing);
             Ok((claim, may_be && run.is_published()?))
         };
         let published = OutputProgress {

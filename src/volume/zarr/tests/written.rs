@@ -1,6 +1,5 @@
 //! Written arrays read back unchanged, for any shape, type and codec.
 
-use std::cell::RefCell;
 use std::fs;
 use std::sync::Barrier;
 use std::thread;
@@ -9,9 +8,9 @@ use proptest::prelude::*;
 
 use super::super::encode::{ChunkEncoder, UnencodedChunk};
 use super::*;
+use crate::files::PIECE;
 use crate::patch::copy_common;
 use crate::region::{chunk_range, chunk_region, indices};
-use crate::volume::needs::SHARD_PIECE;
 use crate::volume::pyramid::LevelSource;
 use crate::volume::suite::check;
 use crate::volume::{Cached, Codec, CreateOptions, MemoryVolume, VolumeMut, create};
@@ -80,7 +79,7 @@ fn check_against_zarrs(layout: &Layout, options: &CreateOptions, all: &[u8]) {
         let mut padded = vec![0; usize::try_from(whole.voxels()).unwrap() * size];
         copy_common((all, everything), (&mut padded, whole), 1, size);
 
-        let (encoded, mut pieces) = (RefCell::new(Vec::new()), 0_u64);
+        let (mut encoded, mut pieces) = (Vec::new(), 0);
         let unencoded = UnencodedChunk {
             encoder: &encoder,
             whole,
@@ -93,18 +92,18 @@ fn check_against_zarrs(layout: &Layout, options: &CreateOptions, all: &[u8]) {
         };
         let is_stored = unencoded.encode_to(&mut |bytes| {
             pieces += 1;
-            encoded.borrow_mut().extend_from_slice(bytes);
+            encoded.extend_from_slice(bytes);
             Ok(())
         });
-        let encoded = encoded.into_inner();
         let is_empty = padded.iter().all(|&byte| byte == 0);
         assert_eq!(is_stored.unwrap(), !is_empty, "{index:?}");
-        assert!(
-            pieces <= 1 + 2 * encoded.len() as u64 / SHARD_PIECE,
-            "{pieces} pieces"
-        );
+        assert!(pieces <= 1 + 2 * encoded.len() / PIECE, "{pieces} pieces");
         if is_empty {
-            assert_eq!(unencoded.encode().unwrap(), None);
+            let is_stored = unencoded.put(|bytes| {
+                assert_eq!(bytes, None);
+                Ok(())
+            });
+            assert!(!is_stored.unwrap());
             continue;
         }
         let shape: Vec<NonZeroU64> = std::iter::repeat_n(1, leading)
@@ -122,8 +121,12 @@ fn check_against_zarrs(layout: &Layout, options: &CreateOptions, all: &[u8]) {
             encoded == *theirs.unwrap(),
             "chunk {index:?} of {options:?}"
         );
-        assert!(unencoded.encode().unwrap() == Some(encoded));
-        // What cannot be stored is an error, and the first piece is the last.
+        let is_stored = unencoded.put(|bytes| {
+            assert!(bytes == Some(encoded));
+            Ok(())
+        });
+        assert!(is_stored.unwrap());
+        // An error of what takes the pieces ends the encoding, and is returned.
         let mut calls = 0;
         let refused = unencoded.encode_to(&mut |_| {
             calls += 1;
