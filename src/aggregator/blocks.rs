@@ -176,6 +176,15 @@ impl Intersection {
         }
     }
 
+    /// Returns the common box of the volume, given the block.
+    pub(super) fn region(&self, block: &Region) -> Region {
+        let start = |a: usize| block.start[a].saturating_add_unsigned(self.to[a] as u64);
+        Region::new(
+            std::array::from_fn(start),
+            self.shape.map(|length| length as u64),
+        )
+    }
+
     /// Calls `then` for each row with its first voxel in the patch, and its offset in the buffer of a block of `shape`.
     pub(super) fn each_row(&self, shape: [usize; 3], mut then: impl FnMut([usize; 3], usize)) {
         for z in 0..self.shape[0] {

@@ -65,12 +65,22 @@ struct BlockSums<S> {
 /// The contribution of a patch to the voxels that it covers.
 #[derive(Clone, Debug)]
 pub(super) enum Contribution {
-    /// Its prediction, and the magnitude that its values must not reach; `None` if they were checked before.
-    Values(Arc<Patch>, Option<f32>),
+    /// Its prediction, or that of a box that a block needs.
+    Values(Prediction),
     /// A value for each channel.
     Constant(Arc<[f32]>),
     /// No vote.
     Nothing,
+}
+
+/// The prediction of a patch, or of a box of it.
+#[derive(Clone, Debug)]
+pub(super) struct Prediction {
+    pub(super) values: Arc<Patch>,
+    /// The first voxel (z, y, x) of the patch that it has.
+    pub(super) from: [usize; 3],
+    /// The magnitude that its values must not reach; `None` if they were checked before.
+    pub(super) limit: Option<f32>,
 }
 
 /// A block that has its last contribution.
@@ -88,7 +98,7 @@ pub(super) trait Owner {
 
     /// Checks the prediction of the patch at `place`, one of whose values reached its limit when it was converted to
     /// `f32`. After an error the block never becomes final.
-    fn check(&self, place: [usize; 3], prediction: &Patch) -> Result<()>;
+    fn check(&self, place: [usize; 3], prediction: &Prediction) -> Result<()>;
 
     /// Receives a prediction that waited in a block and was the last to be added to its blocks.
     fn spent(&self, prediction: Patch);
@@ -134,6 +144,33 @@ impl<S: Sum> Live<S> {
         Ok(())
     }
 
+    /// Does the same with the prediction of each box of the volume that the patch and a block have in common.
+    pub(super) fn add_boxes(
+        &self,
+        place: [usize; 3],
+        predict: &dyn Fn(Region) -> Result<Patch>,
+        limit: Option<f32>,
+        meter: &ByteGauge,
+        owner: &impl Owner,
+    ) -> Result<()> {
+        for index in self.blocks.touched(place) {
+            let block = self.blocks.region(index);
+            let common = self.blocks.common(&block, place);
+            let values = Arc::new(predict(common.region(&block))?);
+            let contribution = Contribution::Values(Prediction {
+                values: Arc::clone(&values),
+                from: common.from,
+                limit,
+            });
+            self.add_to(index, place, &contribution, meter, owner)?;
+            drop(contribution);
+            if let Some(values) = Arc::into_inner(values) {
+                owner.spent(values);
+            }
+        }
+        Ok(())
+    }
+
     fn add_to(
         &self,
         index: [usize; 3],
@@ -174,10 +211,10 @@ impl<S: Sum> Live<S> {
                 (contribution, place)
             };
             self.apply(&mut block, &region, &contribution, place, (meter, owner))?;
-            if let Contribution::Values(prediction, _) = contribution
-                && let Some(prediction) = Arc::into_inner(prediction)
+            if let Contribution::Values(prediction) = contribution
+                && let Some(values) = Arc::into_inner(prediction.values)
             {
-                owner.spent(prediction);
+                owner.spent(values);
             }
         }
         self.lock().remove(&index);
@@ -236,7 +273,7 @@ impl<S: Sum> Live<S> {
         let store = fresh
             && covers
             && self.logs.is_none()
-            && matches!(contribution, Contribution::Values(..));
+            && matches!(contribution, Contribution::Values(_));
         if fresh {
             let length = self.channels * length(region.voxels());
             meter.grow((length * size_of::<S>()) as u64);
@@ -256,7 +293,9 @@ impl<S: Sum> Live<S> {
         };
         block.voted.push(place);
         match contribution {
-            Contribution::Values(prediction, Some(_)) if !within => owner.check(place, prediction),
+            Contribution::Values(prediction) if prediction.limit.is_some() && !within => {
+                owner.check(place, prediction)
+            }
             _ => Ok(()),
         }
     }
@@ -270,13 +309,9 @@ impl<S: Sum> Live<S> {
         store: bool,
         sums: &mut [S],
     ) -> bool {
-        let (patch, shape) = (
-            self.blocks.grid().patch().map(length),
-            block.shape.map(length),
-        );
+        let shape = block.shape.map(length);
         let common = self.blocks.common(block, place);
         let weights = self.weights.of(place);
-        let per_patch: usize = patch.iter().product();
         let (mut values, limit) = Values::new(contribution);
         let mut within = true;
         let channels = sums.chunks_exact_mut(shape.iter().product());
@@ -287,7 +322,7 @@ impl<S: Sum> Live<S> {
                 if let Contribution::Constant(constant) = contribution {
                     return S::add_constant(sums, constant[c], weight, weights);
                 }
-                let row = values.row(c * per_patch + at(patch, row), weights.len());
+                let row = values.row(c, row, weights.len());
                 within &= if store {
                     S::set(sums, row, weight, weights, limit)
                 } else {
@@ -307,13 +342,9 @@ impl<S: Sum> Live<S> {
         place: [usize; 3],
         block: &mut BlockSums<S>,
     ) -> bool {
-        let (patch, shape) = (
-            self.blocks.grid().patch().map(length),
-            region.shape.map(length),
-        );
+        let shape = region.shape.map(length);
         let common = self.blocks.common(region, place);
-        let (per_patch, per_block): (usize, usize) =
-            (patch.iter().product(), shape.iter().product());
+        let per_block: usize = shape.iter().product();
         let (mut values, limit) = Values::new(contribution);
         let mut within = true;
         let (mut factors, mut weights) = (Vec::new(), Vec::new());
@@ -336,7 +367,7 @@ impl<S: Sum> Live<S> {
                     S::add_constant(sums, constant[c], 1.0, &weights);
                     continue;
                 }
-                let row = values.row(c * per_patch + at(patch, row), along.len());
+                let row = values.row(c, row, along.len());
                 within &= S::add(sums, row, 1.0, &weights, limit);
             }
         });
@@ -431,33 +462,43 @@ struct Values<'a> {
     singles: Option<&'a [f32]>,
     dtype: DType,
     stored: &'a [u8],
+    /// The first voxel of the patch that it has, and its shape.
+    from: [usize; 3],
+    shape: [usize; 3],
     converted: Vec<f32>,
 }
 
 impl<'a> Values<'a> {
     /// Returns the values of a contribution, none if it has no prediction, and the magnitude that they must not reach.
     fn new(contribution: &'a Contribution) -> (Self, f32) {
-        let Contribution::Values(patch, limit) = contribution else {
+        let Contribution::Values(prediction) = contribution else {
             let none = Self {
                 singles: Some(&[]),
                 dtype: DType::F32,
                 stored: &[],
+                from: [0; 3],
+                shape: [0; 3],
                 converted: Vec::new(),
             };
             return (none, f32::INFINITY);
         };
-        let (dtype, stored) = (patch.dtype(), patch.bytes());
+        let values = &prediction.values;
+        let (dtype, stored) = (values.dtype(), values.bytes());
         let values = Self {
             singles: (dtype == DType::F32).then(|| bytemuck::cast_slice(stored)),
             dtype,
             stored,
+            from: prediction.from,
+            shape: values.shape().map(length),
             converted: Vec::new(),
         };
-        (values, limit.unwrap_or(f32::INFINITY))
+        (values, prediction.limit.unwrap_or(f32::INFINITY))
     }
 
-    /// Returns `length` values from the one at `first`.
-    fn row(&mut self, first: usize, length: usize) -> &[f32] {
+    /// Returns `length` values of a channel from the one at `voxel` of the patch.
+    fn row(&mut self, channel: usize, voxel: [usize; 3], length: usize) -> &[f32] {
+        let inside = std::array::from_fn(|a| voxel[a] - self.from[a]);
+        let first = channel * self.shape.iter().product::<usize>() + at(self.shape, inside);
         if let Some(singles) = self.singles {
             return &singles[first..first + length];
         }

@@ -28,7 +28,7 @@ use half::{bf16, f16};
 
 use self::buffers::Buffers;
 use self::gauge::ByteGauge;
-use self::live::{Contribution, Final, Live, Owner};
+use self::live::{Contribution, Final, Live, Owner, Prediction};
 use self::onto::{Cells, FinalBlock};
 use self::pending::{Pending, unit};
 use self::substitutes::Substitutes;
@@ -70,6 +70,12 @@ pub struct Aggregator {
     /// The smallest magnitude that is not finite in the sums or the output.
     too_large: f64,
 }
+
+/// Patches of fewer bytes stay in the processor's cache while they are added (L2, measured).
+const LARGE_PATCH: u64 = if cfg!(test) { 1 } else { 4 << 20 };
+
+/// Boxes of fewer bytes cost more calls than they save (measured).
+const SMALL_BOX: u64 = if cfg!(test) { 1 } else { 128 << 10 };
 
 #[derive(Debug)]
 enum AggregatorMode {
@@ -329,7 +335,7 @@ impl Aggregator {
         for (index, prediction) in &batch {
             let (place, region) = self.expected(*index)?;
             self.check_kind(*index, region, prediction)?;
-            let votes = self.check_values(*index, region, prediction)?;
+            let votes = self.check_values(*index, region, [0; 3], prediction)?;
             places.push((place, region, votes));
         }
         let regions = places.iter().map(|&(_, region, _)| region);
@@ -362,7 +368,7 @@ impl Aggregator {
             && !self.pending.is_partial()
             && region.is_inside(self.grid.volume());
         let limit = checks.then(|| single(self.too_large));
-        let votes = checks || self.check_values(index, region, &prediction)?;
+        let votes = checks || self.check_values(index, region, [0; 3], &prediction)?;
         self.mark_seen(std::iter::once((index, region)))?;
         let prediction = Arc::new(prediction);
         let given = votes.then(|| (Arc::clone(&prediction), limit));
@@ -373,6 +379,103 @@ impl Aggregator {
         Ok(())
     }
 
+    /// Returns `true` if predictions may be [added box by box](Self::add_by_boxes): every patch is inside the volume, and
+    /// votes or is skipped as a whole.
+    pub(crate) fn takes_boxes(&self) -> bool {
+        let has_boxes = match &self.mode {
+            AggregatorMode::Crop(_, substitutes) => substitutes.is_none(),
+            AggregatorMode::F32(_) | AggregatorMode::F16(_) | AggregatorMode::BF16(_) => true,
+            AggregatorMode::Elsewhere(_) => false,
+        };
+        has_boxes
+            && self.options.non_finite != NonFinite::LeaveOut
+            && !self.pending.is_partial()
+            && self.grid.axes().iter().all(Axis::is_within_volume)
+    }
+
+    /// Returns `true` if a run is faster with boxes of patches of `patch_bytes`, where they are taken.
+    pub(crate) fn gains_by_boxes(&self, patch_bytes: u64) -> bool {
+        let blocks = match &self.mode {
+            AggregatorMode::Crop(..) => return true,
+            AggregatorMode::F32(live) => live.blocks(),
+            AggregatorMode::F16(live) => live.blocks(),
+            AggregatorMode::BF16(live) => live.blocks(),
+            AggregatorMode::Elsewhere(_) => return false,
+        };
+        let middle = self
+            .grid
+            .axes()
+            .each_ref()
+            .map(|axis| axis.starts.len() / 2);
+        let boxes = blocks.touched(middle).count() as u64;
+        patch_bytes >= LARGE_PATCH && patch_bytes / boxes.max(1) >= SMALL_BOX
+    }
+
+    /// Adds the prediction for patch `index` of the grid box by box: `predict` returns it for a box of the patch. It is called
+    /// for each one that the patch has in common with a block of the sums, or for the one that is kept (crop), and each
+    /// prediction is passed to `spent` once it is added. Small ones are then still in the processor's cache when they are
+    /// added.
+    ///
+    /// # Errors
+    ///
+    /// As [`add`](Self::add), those of `predict`, and [`Error::InvalidArgument`] if predictions are
+    /// [not taken box by box](Self::takes_boxes). After any error, the aggregator cannot be used.
+    pub(crate) fn add_by_boxes(
+        &self,
+        index: u64,
+        predict: &dyn Fn(Region) -> Result<Patch>,
+        spent: &dyn Fn(Patch),
+    ) -> Result<()> {
+        let refuse = || {
+            Err(Error::InvalidArgument {
+                argument: "boxes of patch",
+                value: index.to_string(),
+                problem: "this aggregator takes whole predictions".to_owned(),
+            })
+        };
+        if !self.takes_boxes() {
+            return refuse();
+        }
+        let (place, region) = self.expected(index)?;
+        self.mark_seen(std::iter::once((index, region)))?;
+        self.counts.patches.fetch_add(1, Ordering::Relaxed);
+        let predict = |region: Region| {
+            let prediction = predict(region)?;
+            self.check_kind(index, region, &prediction)?;
+            Ok(prediction)
+        };
+        let checks = self.options.non_finite == NonFinite::Refuse;
+        let limit = checks.then(|| single(self.too_large));
+        let owner = BlockOwner {
+            aggregator: self,
+            spent,
+        };
+        let meter = &self.meter;
+        match &self.mode {
+            AggregatorMode::F32(live) => live.add_boxes(place, &predict, limit, meter, &owner),
+            AggregatorMode::F16(live) => live.add_boxes(place, &predict, limit, meter, &owner),
+            AggregatorMode::BF16(live) => live.add_boxes(place, &predict, limit, meter, &owner),
+            AggregatorMode::Elsewhere(_) => refuse(),
+            AggregatorMode::Crop(owned, _) => {
+                let own = part(owned, place);
+                if own.is_empty() {
+                    return Ok(());
+                }
+                let values = predict(own)?;
+                let start = own.relative_to(region.start).start;
+                self.check_values(index, region, start.map(i64::unsigned_abs), &values)?;
+                if self.is_output(values.dtype()) {
+                    self.pending.add(own, Some(values.bytes()), meter)?;
+                } else {
+                    let reduced = self.reduced(own, values.dtype(), values.bytes())?;
+                    self.pending.add(own, Some(reduced.bytes()), meter)?;
+                }
+                spent(values);
+                Ok(())
+            }
+        }
+    }
+
     /// Adds a prediction, with the limit of values that were not checked; `None` if the patch does not vote.
     fn contribute_prediction(
         &self,
@@ -381,10 +484,14 @@ impl Aggregator {
         spent: &dyn Fn(Patch),
     ) -> Result<()> {
         let (count, contribution) = match prediction {
-            Some((prediction, limit)) => (
-                &self.counts.patches,
-                Contribution::Values(prediction, limit),
-            ),
+            Some((values, limit)) => {
+                let prediction = Prediction {
+                    values,
+                    from: [0; 3],
+                    limit,
+                };
+                (&self.counts.patches, Contribution::Values(prediction))
+            }
             None => (&self.counts.skipped, Contribution::Nothing),
         };
         count.fetch_add(1, Ordering::Relaxed);
@@ -406,18 +513,25 @@ impl Aggregator {
         self.options.check_values(prediction)
     }
 
-    /// Checks the values of the prediction for patch `index`. Returns `true` if it votes.
-    fn check_values(&self, index: u64, region: Region, prediction: &Patch) -> Result<bool> {
+    /// Checks the values of the prediction for patch `index`, or of the box that begins at the patch's voxel `from`.
+    /// Returns `true` if it votes.
+    fn check_values(
+        &self,
+        index: u64,
+        region: Region,
+        from: Shape,
+        prediction: &Patch,
+    ) -> Result<bool> {
         if self.options.non_finite == NonFinite::Keep {
             return Ok(true);
         }
         match first_non_finite(prediction, self.too_large) {
-            Some((at, value)) if self.options.non_finite == NonFinite::Refuse => {
+            Some(([c, z, y, x], value)) if self.options.non_finite == NonFinite::Refuse => {
                 Err(Error::NotFinite {
                     index,
                     region,
                     value,
-                    at,
+                    at: [c, z + from[0], y + from[1], x + from[2]],
                 })
             }
             found => Ok(found.is_none()),
@@ -605,7 +719,8 @@ impl Aggregator {
     ) -> Result<Option<OutputValues<'_>>> {
         let (dtype, part) = match contribution {
             Contribution::Nothing => return Ok(None),
-            Contribution::Values(patch, _) => {
+            Contribution::Values(prediction) => {
+                let patch = &prediction.values;
                 let dtype = patch.dtype();
                 let mut part = self.buffer(region, self.channels, dtype);
                 // A model may leave its predictions where the patches of the volume start.
@@ -873,11 +988,13 @@ impl Owner for BlockOwner<'_> {
         }
     }
 
-    fn check(&self, place: [usize; 3], prediction: &Patch) -> Result<()> {
+    fn check(&self, place: [usize; 3], prediction: &Prediction) -> Result<()> {
         let places = place.map(|place| place..place + 1);
+        let from = prediction.from.map(|n| n as u64);
         for index in self.aggregator.grid.indices(&places) {
             let (_, region) = self.aggregator.expected(index)?;
-            self.aggregator.check_values(index, region, prediction)?;
+            let values = &prediction.values;
+            self.aggregator.check_values(index, region, from, values)?;
         }
         Ok(())
     }

@@ -10,6 +10,7 @@ use crate::patch::Voxels;
 use crate::region::{Shape, chunk_range, indices};
 use crate::volume::{Layout, MemoryVolume};
 
+mod boxes;
 mod constants;
 mod ends;
 mod frontier;

@@ -544,7 +544,7 @@ pub enum Error {
         index: u64,
         /// The patch's region.
         region: Region,
-        /// The first such value.
+        /// One such value, the first in order of those that were looked at together.
         value: f64,
         /// Its position in the patch: c, z, y, x.
         at: [u64; 4],

@@ -61,6 +61,10 @@ impl Model for Identity {
         InputValues::Native
     }
 
+    fn is_pointwise(&self) -> bool {
+        true
+    }
+
     /// Integers of up to 16 bits may be averaged: the weighted mean of equal values is exact. Larger ones would be
     /// rounded.
     fn outputs(&self, input: &Layout, _patch: Shape) -> Result<Vec<OutputSpec>> {
@@ -193,6 +197,10 @@ struct Threshold {
 impl Model for Threshold {
     fn id(&self) -> Result<String> {
         Ok(format!("{self:?}"))
+    }
+
+    fn is_pointwise(&self) -> bool {
+        true
     }
 
     fn outputs(&self, input: &Layout, _patch: Shape) -> Result<Vec<OutputSpec>> {

@@ -138,6 +138,35 @@ impl SweepCache {
         self.volume.check_unchanged()
     }
 
+    pub(super) fn layout(&self) -> &Layout {
+        self.volume.layout()
+    }
+
+    /// Returns `true` if reading a patch box by box takes no more work than reading it whole: nothing is requested from a store,
+    /// unpacked in order or resampled, and the chunks that a patch touches are held.
+    pub(super) fn reads_boxes(&self) -> bool {
+        let layout = self.layout();
+        if layout.remote
+            || self.volume.sequential_order().is_some()
+            || self.volume.as_resampled().is_some()
+        {
+            return false;
+        }
+        let Some([channels, chunk @ ..]) = layout.read_chunk else {
+            return true;
+        };
+        let patch = self.grid.patch();
+        let touched = (0..3).map(|a| {
+            let most = (patch[a].div_ceil(chunk[a]) + 1).saturating_mul(chunk[a]);
+            most.min(layout.shape[a].next_multiple_of(chunk[a]))
+        });
+        let voxels = touched.fold(
+            layout.channels.next_multiple_of(channels),
+            u64::saturating_mul,
+        );
+        voxels.saturating_mul(layout.dtype.size() as u64) <= self.budget
+    }
+
     /// Returns the volume whose chunks are held.
     fn source(&self) -> &dyn Volume {
         chunk_source(&*self.volume)
@@ -346,7 +375,7 @@ impl Drop for PatchReader<'_> {
 
 impl Volume for PatchReader<'_> {
     fn layout(&self) -> &Layout {
-        self.cache.volume.layout()
+        self.cache.layout()
     }
 
     fn inner(&self) -> Option<&dyn Volume> {

@@ -70,6 +70,15 @@ pub trait Model: fmt::Debug + Send + Sync {
         self.predict(batch)
     }
 
+    /// Returns `true` if each voxel of a prediction depends on the same voxel of the patch alone: a threshold, a function
+    /// of values. Its outputs have no halo and a scale of 1.
+    ///
+    /// A run may then call it with boxes of patches, of any shape, and only with those that it needs: small ones are still
+    /// in the processor's cache when they are blended.
+    fn is_pointwise(&self) -> bool {
+        false
+    }
+
     /// Returns itself as a model that blends its predictions, if it does. A run then calls nothing else to predict.
     fn blender(&self) -> Option<&dyn Blender> {
         None
@@ -348,6 +357,10 @@ impl Model for SelectOutput {
 
     fn max_calls(&self) -> Option<usize> {
         self.model.max_calls()
+    }
+
+    fn is_pointwise(&self) -> bool {
+        self.model.is_pointwise()
     }
 
     fn outputs(&self, input: &Layout, patch: Shape) -> Result<Vec<OutputSpec>> {

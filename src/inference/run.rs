@@ -112,11 +112,8 @@ impl Schedule {
         let patch_mask = self.patch_mask.clone().map(Arc::new);
         let mut writing = Duration::ZERO;
         for (n, part) in parts.iter().enumerate() {
-            let run = Arc::new(Pass {
-                shared: Arc::clone(&shared),
-                outputs: self.aggregators(&mut stores, *part)?,
-                places: self.places(*part),
-            });
+            let outputs = self.aggregators(&mut stores, *part)?;
+            let run = Arc::new(Pass::new(Arc::clone(&shared), outputs, self.places(*part)));
             run.begin()?;
             if n > 0 {
                 // Its threads may allocate in another heap than those of the previous pass.

@@ -20,6 +20,7 @@ use crate::volume::{
     CreateOptions, Layout, MemoryVolume, RealValues, Rescale, Volume, VolumeExt, open,
 };
 
+mod boxes;
 mod front;
 mod hard;
 mod huge;

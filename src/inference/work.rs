@@ -1,5 +1,6 @@
 //! The work of a run's threads: read a batch, predict it, blend it.
 
+use std::cell::Cell;
 use std::iter::Peekable;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -41,7 +42,9 @@ pub(super) struct Pass {
     pub(super) shared: Arc<RunState>,
     pub(super) outputs: Vec<Aggregator>,
     /// The places, along z, y, x, of the patches that may be needed.
-    pub(super) places: [Range<usize>; 3],
+    places: [Range<usize>; 3],
+    /// Whether patches are read, predicted and added box by box.
+    by_boxes: bool,
 }
 
 #[derive(Debug, Default)]
@@ -64,6 +67,29 @@ pub(super) type Turn = (u64, RunTask);
 const MAX_SKIPS_PER_TASK: usize = 64;
 
 impl Pass {
+    pub(super) fn new(
+        shared: Arc<RunState>,
+        outputs: Vec<Aggregator>,
+        places: [Range<usize>; 3],
+    ) -> Self {
+        let by_boxes = match &outputs[..] {
+            [output] => {
+                shared.model.is_pointwise()
+                    && shared.volume.reads_boxes()
+                    && *output.grid() == shared.grid
+                    && output.takes_boxes()
+                    && output.gains_by_boxes(shared.patch_bytes())
+            }
+            _ => false,
+        };
+        Self {
+            shared,
+            outputs,
+            places,
+            by_boxes,
+        }
+    }
+
     /// Returns `true` if any output needs patch `index`.
     fn needs(&self, index: u64) -> bool {
         self.outputs.iter().any(|output| output.needs(index))
@@ -92,7 +118,10 @@ impl Pass {
                 }
                 Ok(indices.len() as u64)
             }),
-            RunTask::Predict(indices) => self.predict(&indices),
+            RunTask::Predict(indices) => match &self.outputs[..] {
+                [output] if self.by_boxes => self.predict_by_boxes(output, &indices),
+                _ => self.predict(&indices),
+            },
         }
     }
 
@@ -180,31 +209,73 @@ impl Pass {
         })
     }
 
-    /// Reads a batch, predicts it and adds it to the outputs. Returns the number of its patches.
-    fn predict(&self, indices: &[u64]) -> Result<u64> {
+    /// Reads, predicts and adds patches to the only output, one box after the other. Returns the number of patches.
+    fn predict_by_boxes(&self, output: &Aggregator, indices: &[u64]) -> Result<u64> {
         let RunState {
-            model, clock, pool, ..
+            volume,
+            clock,
+            reading,
+            pool,
+            predicted,
+            ..
         } = &*self.shared;
         let active = pool.begin();
-        let batch = self.read(indices, active.pool())?;
+        let pool = active.pool();
+        for &index in indices {
+            let reader = volume.reader(index);
+            let elsewhere = Cell::new(Duration::ZERO);
+            let predict = |region: Region| {
+                let began = Instant::now();
+                let patch = timed(&clock.reading, || reading.read(&reader, region, pool))?;
+                let predictions =
+                    timed(&clock.predicting, || self.predict_batch(vec![patch], pool))?;
+                elsewhere.set(elsewhere.get() + began.elapsed());
+                let mut predictions = predictions.into_iter().flatten();
+                Ok(predictions.next().expect("one patch has one prediction"))
+            };
+            let began = Instant::now();
+            output.add_by_boxes(index, &predict, &|spent| pool.give(spent))?;
+            add_time(
+                &clock.blending,
+                began.elapsed().saturating_sub(elsewhere.get()),
+            );
+            predicted.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(indices.len() as u64)
+    }
+
+    /// Returns the predictions of a batch: for each output, one of each patch.
+    fn predict_batch(&self, batch: Vec<Patch>, pool: &PatchPool) -> Result<Vec<Vec<Patch>>> {
+        let RunState {
+            model, semaphore, ..
+        } = &*self.shared;
         let count = batch.len();
-        let predictions = timed(&clock.predicting, || {
-            let _permit = self.shared.semaphore.as_ref().map(Semaphore::acquire);
-            model.predict_pooled(batch, active.pool())
-        })?;
+        let predictions = {
+            let _permit = semaphore.as_ref().map(Semaphore::acquire);
+            model.predict_pooled(batch, pool)?
+        };
         let complete = predictions.len() == self.outputs.len()
             && predictions.iter().all(|output| output.len() == count);
         if !complete {
-            let lengths: Vec<usize> = predictions.iter().map(Vec::len).collect();
             return Err(Error::ModelOutputs {
                 patches: count as u64,
                 outputs: self.outputs.len() as u64,
-                predictions: lengths,
+                predictions: predictions.iter().map(Vec::len).collect(),
             });
         }
-        self.shared
-            .predicted
-            .fetch_add(count as u64, Ordering::Relaxed);
+        Ok(predictions)
+    }
+
+    /// Reads a batch, predicts it and adds it to the outputs. Returns the number of its patches.
+    fn predict(&self, indices: &[u64]) -> Result<u64> {
+        let RunState { clock, pool, .. } = &*self.shared;
+        let active = pool.begin();
+        let batch = self.read(indices, active.pool())?;
+        let count = batch.len() as u64;
+        let predictions = timed(&clock.predicting, || {
+            self.predict_batch(batch, active.pool())
+        })?;
+        self.shared.predicted.fetch_add(count, Ordering::Relaxed);
         let bytes = |patch: &Patch| patch.bytes().len() as u64;
         let mut held: u64 = predictions.iter().flatten().map(bytes).sum();
         active.holds(held);
@@ -221,8 +292,22 @@ impl Pass {
                     }
                 }
             }
-            Ok(count as u64)
+            Ok(count)
         })
+    }
+}
+
+impl RunState {
+    /// Returns the size of a patch as the model takes it.
+    fn patch_bytes(&self) -> u64 {
+        let layout = self.volume.layout();
+        let size = match self.reading.input {
+            InputValues::Native => layout.dtype.size(),
+            InputValues::F32 => DType::F32.size(),
+        };
+        Region::whole(self.grid.patch())
+            .voxels()
+            .saturating_mul(layout.channels * size as u64)
     }
 }
 
@@ -330,9 +415,13 @@ impl<I: Iterator<Item = u64>> Iterator for PatchBatches<I> {
 fn timed<T>(sum: &AtomicU64, work: impl FnOnce() -> T) -> T {
     let began = Instant::now();
     let done = work();
-    let nanoseconds = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
-    sum.fetch_add(nanoseconds, Ordering::Relaxed);
+    add_time(sum, began.elapsed());
     done
+}
+
+fn add_time(sum: &AtomicU64, time: Duration) {
+    let nanoseconds = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+    sum.fetch_add(nanoseconds, Ordering::Relaxed);
 }
 
 impl Clock {
