@@ -8,7 +8,7 @@
 //! length u64, its bytes), stamp u128, and the sums.
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::path::Path;
 
 use flate2::Crc;
@@ -18,7 +18,7 @@ use super::index::BlockIndex;
 use super::stamp::stamp;
 use super::sums::{BlockStats, take_u64};
 use crate::error::{Error, Result};
-use crate::files::{open_regular, read_up_to};
+use crate::files::{open_regular, read_up_to, write_all_at};
 use crate::region::Region;
 use crate::volume::{FileKind, Overwrite, StagedFile, Volume};
 
@@ -118,9 +118,9 @@ pub(super) fn write<T: BlockStats>(path: &Path, index: &BlockIndex<T>) -> Result
     let mut head = MAGIC.to_vec();
     head.extend(VERSION.to_le_bytes());
     head.extend(checksum(&body).to_le_bytes());
-    let mut file = staged.file();
-    file.write_all(&head)
-        .and_then(|()| file.write_all(&body))
+    let file = staged.file();
+    write_all_at(file, &head, 0)
+        .and_then(|()| write_all_at(file, &body, head.len() as u64))
         .map_err(Error::io("write", path))?;
     staged.finish()
 }

@@ -16,6 +16,7 @@ use std::time::{Duration, SystemTime};
 use tempfile::NamedTempFile;
 
 use crate::error::{Error, Result};
+use crate::files::PIECE;
 
 /// The end of every entry, with the number of the format.
 const MAGIC: &[u8; 8] = b"voxpkt01";
@@ -268,7 +269,7 @@ struct Summed<'a> {
 
 impl Write for Summed<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let count = self.file.write(bytes)?;
+        let count = self.file.write(&bytes[..bytes.len().min(PIECE)])?;
         self.sum = crc32c::crc32c_append(self.sum, &bytes[..count]);
         self.length += count as u64;
         Ok(count)
