@@ -635,6 +635,11 @@ impl Aggregator {
         }
     }
 
+    /// Returns the most bytes of sums and of unfinished write chunks so far.
+    pub(crate) fn peak_live_bytes(&self) -> u64 {
+        self.meter.peak.load(Ordering::Relaxed)
+    }
+
     /// Returns the unfinished blocks, if the sums are kept elsewhere.
     #[must_use]
     pub fn frontier(&self) -> Option<Arc<Frontier>> {
@@ -910,7 +915,7 @@ impl Aggregator {
             uncovered_voxels: self.counts.uncovered.load(Ordering::Relaxed),
             clipped_values: self.counts.clipped.load(Ordering::Relaxed),
             chunks_written: self.pending.written(),
-            peak_live_bytes: self.meter.peak.load(Ordering::Relaxed),
+            peak_live_bytes: self.peak_live_bytes(),
         };
         Ok((done, self.pending.into_output()))
     }

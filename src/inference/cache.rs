@@ -37,7 +37,10 @@ const NEVER: u64 = u64::MAX;
 pub(super) struct SweepCache {
     volume: Arc<dyn Volume>,
     grid: Grid,
+    /// The bytes of chunks that may be held, without those that are lent.
     budget: u64,
+    /// Bytes that may be held until others need them.
+    lent: AtomicU64,
     state: Mutex<CacheState>,
     /// Signals that a load has ended.
     loaded: Condvar,
@@ -88,6 +91,7 @@ impl SweepCache {
             volume,
             grid: grid.clone(),
             budget,
+            lent: AtomicU64::new(0),
             state: Mutex::new(CacheState {
                 places,
                 ..CacheState::default()
@@ -111,6 +115,22 @@ impl SweepCache {
     /// Keeps in mind that a thread will read some patches, before any thread is given later ones.
     pub(super) fn expect(&self, patches: &[u64]) {
         self.lock().unread.extend(patches);
+    }
+
+    /// Lets the cache hold this many bytes more than its budget. A smaller loan than before evicts chunks at once.
+    pub(super) fn lend(&self, bytes: u64) {
+        if self.lent.swap(bytes, Ordering::Relaxed) > bytes {
+            let evicted = self.evict(&mut self.lock());
+            drop(evicted);
+        }
+    }
+
+    fn evict(&self, state: &mut CacheState) -> Vec<Arc<Chunk>> {
+        let budget = self
+            .budget
+            .saturating_add(self.lent.load(Ordering::Relaxed));
+        let first = state.first_unread();
+        state.evict(budget, |index, places| self.next_use(index, first, places))
     }
 
     /// Returns the volume for reading a patch of the grid.
@@ -205,9 +225,7 @@ impl SweepCache {
             next => next,
         };
         state.insert(index, Arc::clone(&chunk), next);
-        let evicted = state.evict(self.budget, |index, places| {
-            self.next_use(index, first, places)
-        });
+        let evicted = self.evict(&mut state);
         drop(state);
         drop(load);
         drop(evicted);
@@ -528,6 +546,52 @@ mod tests {
             }
         }
         assert!(again > 50, "{again}");
+    }
+
+    #[test]
+    fn a_loan_holds_more_chunks_until_it_is_called_in() {
+        let (shape, chunk) = ([32, 32, 32], [8, 8, 8]);
+        let grid = Grid::new(shape, [16; 3], [8; 3]).unwrap();
+        let volume = counting(shape, chunk);
+        let each = 512 + ENTRY;
+        let own = 10 * each;
+        let cache = SweepCache::new(Arc::clone(&volume) as Arc<dyn Volume>, &grid, own);
+        let read = |patches: Range<u64>| {
+            for patch in patches {
+                let region = grid.get(patch).unwrap();
+                let found = cache.reader(patch).read(region).unwrap();
+                assert_eq!(found, volume.memory.read(region).unwrap());
+            }
+        };
+        cache.lend(20 * each);
+        read(0..9);
+        assert_eq!(cache.lock().bytes, 30 * each);
+        cache.lend(30 * each);
+        assert_eq!(cache.lock().bytes, 30 * each, "a larger loan drops nothing");
+        cache.lend(5 * each);
+        assert_eq!(
+            cache.lock().bytes,
+            15 * each,
+            "a smaller one drops chunks at once"
+        );
+        read(9..18);
+        assert_eq!(cache.lock().bytes, 15 * each);
+        cache.lend(0);
+        assert_eq!(cache.lock().bytes, own);
+        read(18..27);
+        assert!(cache.lock().bytes <= own);
+
+        let loads = |lent: u64| {
+            let volume = counting(shape, chunk);
+            let cache = SweepCache::new(Arc::clone(&volume) as Arc<dyn Volume>, &grid, own);
+            cache.lend(lent);
+            for patch in 0..grid.len() {
+                cache.reader(patch).read(grid.get(patch).unwrap()).unwrap();
+            }
+            volume.loads.load(Ordering::Relaxed)
+        };
+        assert_eq!(loads(64 * each), 64, "each chunk is decoded once");
+        assert!(loads(10 * each) < loads(0));
     }
 
     /// Returns the decodes of all patches of a volume of 384^3 voxels, 512 chunks, on a grid of 3 mm, with `budget` bytes in

@@ -30,6 +30,7 @@ pub(super) struct Ways<'a> {
     owned: Option<ChunkRanges>,
     /// The write chunks to cut; `None` if the outputs have no write chunks.
     all: Option<ChunkRanges>,
+    /// Bytes that the outputs keep if they are not cut.
     at_once: Option<u64>,
     /// Numbers of pieces along the middle and the fastest axis, fewest first.
     counts: Vec<[u64; 2]>,
@@ -55,6 +56,8 @@ struct Known {
 pub(super) struct Fit {
     way: Option<usize>,
     pub(super) live_bytes: u64,
+    /// The most bytes of sums and unfinished write chunks among these; 0 if the outputs are cut.
+    pub(super) kept_bytes: u64,
 }
 
 impl Fit {
@@ -117,18 +120,21 @@ impl<'a> Ways<'a> {
 
     /// Returns the first way that keeps at most `room` bytes; otherwise the fewest bytes with which a way might fit.
     pub(super) fn find(&mut self, room: u64) -> Result<Fit, u64> {
-        let known = self.at_once;
-        let at_once = known.unwrap_or_else(|| {
-            let bytes = self.kept_bytes(self.owned.clone().as_ref());
-            let is_whole = self.owned.is_none() && !self.resumed;
-            let noted = if is_whole { 0 } else { self.noted };
-            bytes.saturating_add(self.waiting).saturating_add(noted)
-        });
-        self.at_once = Some(at_once);
+        let kept_bytes = match self.at_once {
+            Some(known) => known,
+            None => self.kept_bytes(self.owned.clone().as_ref()),
+        };
+        self.at_once = Some(kept_bytes);
+        let is_whole = self.owned.is_none() && !self.resumed;
+        let noted = if is_whole { 0 } else { self.noted };
+        let at_once = kept_bytes
+            .saturating_add(self.waiting)
+            .saturating_add(noted);
         if at_once <= room {
             return Ok(Fit {
                 way: None,
                 live_bytes: at_once,
+                kept_bytes,
             });
         }
         let mut least = at_once;
@@ -139,6 +145,7 @@ impl<'a> Ways<'a> {
                 return Ok(Fit {
                     way: Some(way),
                     live_bytes,
+                    kept_bytes: 0,
                 });
             }
             least = least.min(self.one(way).max(self.known[way].some));

@@ -1,7 +1,7 @@
 //! Divides the memory of a run among unfinished voxels, batches in progress, cached chunks and reordering.
 
 use super::fit::{Fit, Ways, elsewhere_bytes};
-use super::needs::least_ahead;
+use super::needs::{Loan, least_ahead};
 use super::passes::ChunkRanges;
 use super::planned::PlannedOutput;
 use super::schedule::Schedule;
@@ -133,6 +133,7 @@ impl Schedule {
             0
         };
         self.cache_bytes = (left - least).min(self.useful_cache);
+        self.loan = Loan::new(found.kept_bytes, self.useful_cache - self.cache_bytes);
         let lead = most.min((left - self.cache_bytes) / predictions);
         self.reorder_bytes = lead * predictions;
         self.ahead = least_ahead(threads) + usize::try_from(lead).unwrap_or(0);

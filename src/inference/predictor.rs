@@ -161,7 +161,8 @@ impl InferencePlan {
         self.schedule.blender_bytes
     }
 
-    /// Returns the bytes of decoded input chunks that are cached.
+    /// Returns the bytes of decoded input chunks that are cached. Until the outputs need all of their
+    /// [`live_bytes`](Self::live_bytes), the cache uses a part of these too.
     #[must_use]
     pub const fn cache_bytes(&self) -> u64 {
         self.schedule.cache_bytes

@@ -113,7 +113,12 @@ impl Schedule {
         let mut writing = Duration::ZERO;
         for (n, part) in parts.iter().enumerate() {
             let outputs = self.aggregators(&mut stores, *part)?;
-            let run = Arc::new(Pass::new(Arc::clone(&shared), outputs, self.places(*part)));
+            let run = Arc::new(Pass::new(
+                Arc::clone(&shared),
+                outputs,
+                self.places(*part),
+                self.loan,
+            ));
             run.begin()?;
             if n > 0 {
                 // Its threads may allocate in another heap than those of the previous pass.

@@ -8,7 +8,7 @@ use super::blender::Blender;
 use super::fit::{Fit, Reach, Ways};
 use super::mask::PatchMask;
 use super::model::{InputValues, Model, OutputSpec};
-use super::needs::{Working, least_ahead, useful_cache};
+use super::needs::{Loan, Working, least_ahead, useful_cache};
 use super::options::{InferenceOptions, OutputTarget};
 use super::passes::ChunkRanges;
 use super::planned::{PlannedOutput, Resume};
@@ -29,6 +29,8 @@ pub(super) struct Schedule {
     pub(super) live_bytes: u64,
     /// Bytes of decoded input chunks that are cached.
     pub(super) cache_bytes: u64,
+    /// What the cache may use before the outputs need it.
+    pub(super) loan: Loan,
     /// Bytes of finished predictions that may wait for an earlier, slower patch, so that no thread idles.
     pub(super) reorder_bytes: u64,
     /// The most bytes of sums and temporary values that the model keeps where it blends.
@@ -169,6 +171,7 @@ impl InferenceOptions {
         Ok(Schedule {
             live_bytes: 0,
             cache_bytes: 0,
+            loan: Loan::default(),
             reorder_bytes: 0,
             peak_bytes: 0,
             blender_bytes: 0,

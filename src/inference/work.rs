@@ -11,6 +11,7 @@ use super::blender::{Blender, FinalBlock};
 use super::cache::SweepCache;
 use super::mask::PatchMask;
 use super::model::{InputValues, Model};
+use super::needs::Loan;
 use super::pool::PatchPool;
 use super::timings::Timings;
 use crate::aggregator::Aggregator;
@@ -43,6 +44,7 @@ pub(super) struct Pass {
     pub(super) outputs: Vec<Aggregator>,
     /// The places, along z, y, x, of the patches that may be needed.
     places: [Range<usize>; 3],
+    loan: Loan,
     /// Whether patches are read, predicted and added box by box.
     by_boxes: bool,
 }
@@ -71,6 +73,7 @@ impl Pass {
         shared: Arc<RunState>,
         outputs: Vec<Aggregator>,
         places: [Range<usize>; 3],
+        loan: Loan,
     ) -> Self {
         let by_boxes = match &outputs[..] {
             [output] => {
@@ -86,6 +89,7 @@ impl Pass {
             shared,
             outputs,
             places,
+            loan,
             by_boxes,
         }
     }
@@ -118,11 +122,20 @@ impl Pass {
                 }
                 Ok(indices.len() as u64)
             }),
-            RunTask::Predict(indices) => match &self.outputs[..] {
-                [output] if self.by_boxes => self.predict_by_boxes(output, &indices),
-                _ => self.predict(&indices),
-            },
+            RunTask::Predict(indices) => {
+                self.lend();
+                match &self.outputs[..] {
+                    [output] if self.by_boxes => self.predict_by_boxes(output, &indices),
+                    _ => self.predict(&indices),
+                }
+            }
         }
+    }
+
+    /// Lends the cache of input chunks a part of what the outputs will need later.
+    fn lend(&self) {
+        let kept = self.outputs.iter().map(Aggregator::peak_live_bytes).sum();
+        self.shared.volume.lend(self.loan.bytes(kept));
     }
 
     /// Reads the patches of a task.
