@@ -462,9 +462,11 @@ struct Values<'a> {
     singles: Option<&'a [f32]>,
     dtype: DType,
     stored: &'a [u8],
-    /// The first voxel of the patch that it has, and its shape.
-    from: [usize; 3],
+    /// The shape of the box that is predicted, and the number of its voxels.
     shape: [usize; 3],
+    voxels: usize,
+    /// What the box's first voxel in the patch adds to positions, which are those in the box.
+    first: usize,
     converted: Vec<f32>,
 }
 
@@ -476,29 +478,32 @@ impl<'a> Values<'a> {
                 singles: Some(&[]),
                 dtype: DType::F32,
                 stored: &[],
-                from: [0; 3],
                 shape: [0; 3],
+                voxels: 0,
+                first: 0,
                 converted: Vec::new(),
             };
             return (none, f32::INFINITY);
         };
         let values = &prediction.values;
         let (dtype, stored) = (values.dtype(), values.bytes());
+        let shape = values.shape().map(length);
         let values = Self {
             singles: (dtype == DType::F32).then(|| bytemuck::cast_slice(stored)),
             dtype,
             stored,
-            from: prediction.from,
-            shape: values.shape().map(length),
+            shape,
+            voxels: shape.iter().product(),
+            first: at(shape, prediction.from),
             converted: Vec::new(),
         };
         (values, prediction.limit.unwrap_or(f32::INFINITY))
     }
 
     /// Returns `length` values of a channel from the one at `voxel` of the patch.
+    #[inline]
     fn row(&mut self, channel: usize, voxel: [usize; 3], length: usize) -> &[f32] {
-        let inside = std::array::from_fn(|a| voxel[a] - self.from[a]);
-        let first = channel * self.shape.iter().product::<usize>() + at(self.shape, inside);
+        let first = channel * self.voxels + at(self.shape, voxel) - self.first;
         if let Some(singles) = self.singles {
             return &singles[first..first + length];
         }
