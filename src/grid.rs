@@ -112,15 +112,6 @@ impl Axis {
         from..u64::try_from(end).unwrap_or(0).clamp(from, self.length)
     }
 
-    /// Returns `true` if no patch goes beyond the volume.
-    pub(crate) fn is_within_volume(&self) -> bool {
-        let ends_inside =
-            |&start: &i64| i128::from(start) + i128::from(self.patch) <= i128::from(self.length);
-        self.starts
-            .iter()
-            .all(|start| *start >= 0 && ends_inside(start))
-    }
-
     /// Returns the voxels that any patch contains.
     #[must_use]
     pub fn covered(&self) -> Range<u64> {

@@ -465,7 +465,7 @@ struct Values<'a> {
     /// The shape of the box that is predicted, and the number of its voxels.
     shape: [usize; 3],
     voxels: usize,
-    /// What the box's first voxel in the patch adds to positions, which are those in the box.
+    /// Where [`at`] puts the first voxel of the box, given its place in the patch.
     first: usize,
     converted: Vec<f32>,
 }

@@ -26,6 +26,7 @@ use std::time::Duration;
 
 use half::{bf16, f16};
 
+use self::blocks::Blocks;
 use self::buffers::Buffers;
 use self::gauge::ByteGauge;
 use self::live::{Contribution, Final, Live, Owner, Prediction};
@@ -88,6 +89,18 @@ enum AggregatorMode {
     BF16(Box<Live<bf16>>),
     /// The sums are kept elsewhere.
     Elsewhere(Arc<Frontier>),
+}
+
+impl AggregatorMode {
+    /// Returns the blocks of the sums that are kept here; `None` if there are none.
+    fn blocks(&self) -> Option<&Blocks> {
+        match self {
+            Self::F32(live) => Some(live.blocks()),
+            Self::F16(live) => Some(live.blocks()),
+            Self::BF16(live) => Some(live.blocks()),
+            Self::Crop(..) | Self::Elsewhere(_) => None,
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -236,10 +249,8 @@ impl Aggregator {
                 self.grid.volume(),
                 self.grid.axes().each_ref().map(Axis::covered),
             )),
-            AggregatorMode::F32(live) => Box::new(live.blocks().untouched()),
-            AggregatorMode::F16(live) => Box::new(live.blocks().untouched()),
-            AggregatorMode::BF16(live) => Box::new(live.blocks().untouched()),
             AggregatorMode::Elsewhere(frontier) => frontier.untouched(),
+            sums => Box::new(sums.blocks().into_iter().flat_map(Blocks::untouched)),
         };
         for region in untouched {
             self.finished(region, None)?;
@@ -306,10 +317,8 @@ impl Aggregator {
                 let mut boxes = substitutes.touched(place).map(|owner| part(owned, owner));
                 boxes.any(|region| !region.is_empty() && self.pending.wants(&region))
             }
-            AggregatorMode::F32(live) => live.blocks().needs(place),
-            AggregatorMode::F16(live) => live.blocks().needs(place),
-            AggregatorMode::BF16(live) => live.blocks().needs(place),
             AggregatorMode::Elsewhere(frontier) => frontier.needs(place),
+            sums => sums.blocks().is_some_and(|kept| kept.needs(place)),
         }
     }
 
@@ -384,23 +393,23 @@ impl Aggregator {
     pub(crate) fn takes_boxes(&self) -> bool {
         let has_boxes = match &self.mode {
             AggregatorMode::Crop(_, substitutes) => substitutes.is_none(),
-            AggregatorMode::F32(_) | AggregatorMode::F16(_) | AggregatorMode::BF16(_) => true,
-            AggregatorMode::Elsewhere(_) => false,
+            sums => sums.blocks().is_some(),
+        };
+        // All patches are between the first and the last.
+        let is_inside = |index| {
+            let patch = self.grid.get(index);
+            patch.is_some_and(|patch| patch.is_inside(self.grid.volume()))
         };
         has_boxes
             && self.options.non_finite != NonFinite::LeaveOut
             && !self.pending.is_partial()
-            && self.grid.axes().iter().all(Axis::is_within_volume)
+            && [0, self.grid.len() - 1].into_iter().all(is_inside)
     }
 
     /// Returns `true` if a run is faster with boxes of patches of `patch_bytes`, where they are taken.
     pub(crate) fn gains_by_boxes(&self, patch_bytes: u64) -> bool {
-        let blocks = match &self.mode {
-            AggregatorMode::Crop(..) => return true,
-            AggregatorMode::F32(live) => live.blocks(),
-            AggregatorMode::F16(live) => live.blocks(),
-            AggregatorMode::BF16(live) => live.blocks(),
-            AggregatorMode::Elsewhere(_) => return false,
+        let Some(blocks) = self.mode.blocks() else {
+            return matches!(self.mode, AggregatorMode::Crop(..));
         };
         let middle = self
             .grid

@@ -31,7 +31,7 @@ pub(super) struct Ways<'a> {
     /// The write chunks to cut; `None` if the outputs have no write chunks.
     all: Option<ChunkRanges>,
     /// Bytes that the outputs keep if they are not cut.
-    at_once: Option<u64>,
+    uncut: Option<u64>,
     /// Numbers of pieces along the middle and the fastest axis, fewest first.
     counts: Vec<[u64; 2]>,
     known: Vec<Known>,
@@ -111,7 +111,7 @@ impl<'a> Ways<'a> {
             order,
             owned,
             all,
-            at_once: None,
+            uncut: None,
             known: vec![Known::default(); counts.len()],
             large: (0, 1),
             counts,
@@ -120,11 +120,11 @@ impl<'a> Ways<'a> {
 
     /// Returns the first way that keeps at most `room` bytes; otherwise the fewest bytes with which a way might fit.
     pub(super) fn find(&mut self, room: u64) -> Result<Fit, u64> {
-        let kept_bytes = match self.at_once {
+        let kept_bytes = match self.uncut {
             Some(known) => known,
             None => self.kept_bytes(self.owned.clone().as_ref()),
         };
-        self.at_once = Some(kept_bytes);
+        self.uncut = Some(kept_bytes);
         let is_whole = self.owned.is_none() && !self.resumed;
         let noted = if is_whole { 0 } else { self.noted };
         let at_once = kept_bytes

@@ -95,6 +95,17 @@ pub enum InputValues {
     F32,
 }
 
+impl InputValues {
+    /// Returns the bytes of a voxel, with all its channels, as the model takes it from a volume of this layout.
+    pub(super) fn voxel_bytes(self, input: &Layout) -> u64 {
+        let dtype = match self {
+            Self::Native => input.dtype,
+            Self::F32 => DType::F32,
+        };
+        input.channels * dtype.size() as u64
+    }
+}
+
 /// The description of one output of a model.
 #[non_exhaustive]
 #[derive(Clone, Debug, PartialEq, Eq)]

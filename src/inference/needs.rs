@@ -44,9 +44,10 @@ impl Working {
         let batch = inference.batch_size.max(1) as u64;
         let voxels = Region::whole(inference.patch_size).voxels();
         let read = input.channels * input.dtype.size() as u64;
-        let (cast, taken) = match model.input() {
-            InputValues::Native => (0, read),
-            InputValues::F32 => (4 * input.channels, 4 * input.channels),
+        let taken = model.input().voxel_bytes(input);
+        let cast = match model.input() {
+            InputValues::Native => 0,
+            InputValues::F32 => taken,
         };
         let hangs_over =
             inference.padding.is_some() || inference.placement == GridPlacement::Padded;

@@ -29,7 +29,7 @@ pub(super) struct Schedule {
     pub(super) live_bytes: u64,
     /// Bytes of decoded input chunks that are cached.
     pub(super) cache_bytes: u64,
-    /// What the cache may use before the outputs need it.
+    /// Memory of the outputs that the cache may use until they need it.
     pub(super) loan: Loan,
     /// Bytes of finished predictions that may wait for an earlier, slower patch, so that no thread idles.
     pub(super) reorder_bytes: u64,

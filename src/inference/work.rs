@@ -313,14 +313,9 @@ impl Pass {
 impl RunState {
     /// Returns the size of a patch as the model takes it.
     fn patch_bytes(&self) -> u64 {
-        let layout = self.volume.layout();
-        let size = match self.reading.input {
-            InputValues::Native => layout.dtype.size(),
-            InputValues::F32 => DType::F32.size(),
-        };
-        Region::whole(self.grid.patch())
-            .voxels()
-            .saturating_mul(layout.channels * size as u64)
+        let voxel = self.reading.input.voxel_bytes(self.volume.layout());
+        let voxels = Region::whole(self.grid.patch()).voxels();
+        voxels.saturating_mul(voxel)
     }
 }
 
