@@ -21,8 +21,8 @@ use crate::patch::copy_common;
 use crate::region::{Region, Shape, chunk_range, chunk_region, indices};
 use crate::volume::{Layout, VolumeMut};
 
-/// Returns the shape of the boxes that are passed to the output together: its write chunks, or in a flat file the whole
-/// rows of one step of the grid; `None` where rows are only completed at the end.
+/// Returns the shape of the boxes that are passed to the output together: its write chunks, or in a flat file a few planes
+/// of the rows of one step of the grid; `None` where rows are only completed at the end.
 pub(super) fn unit(grid: &Grid, output: &Layout, onto: Option<&Onto>) -> Option<Shape> {
     if let Some([_, chunk @ ..]) = output.write_chunk {
         return Some(chunk);
@@ -33,8 +33,12 @@ pub(super) fn unit(grid: &Grid, output: &Layout, onto: Option<&Onto>) -> Option<
         return (onto.axes()[slowest] != 2).then(|| [rows[0], rows[1], output.shape[2].max(1)]);
     }
     let step = |a: usize| grid.axes()[a].widest_step().max(1);
-    (slowest != 2).then(|| [step(0), step(1), output.shape[2].max(1)])
+    (slowest != 2).then(|| [step(0).min(PLANES), step(1), output.shape[2].max(1)])
 }
+
+/// The most planes of a flat file that are passed to it together. Each is written on its own, and those that are final do
+/// not wait for others that will be, where patches are shifted into the volume.
+const PLANES: u64 = 16;
 
 /// Planes, and rows of each, of a flat file on another grid than the predictions that are passed to the output together.
 const ROWS: u64 = 32;

@@ -377,6 +377,22 @@ fn flat_outputs_are_written_in_whole_rows_where_these_become_whole_on_the_way() 
 }
 
 #[test]
+fn final_planes_of_a_flat_file_do_not_wait_for_patches_that_are_shifted_into_the_volume() {
+    // Patches start at 352 and, shifted, at 368: 48 planes have sums of both, and the 16 before are final after the first.
+    let volume = [432, 256, 64];
+    let grid = Grid::new(volume, [64; 3], [32; 3]).unwrap();
+    let output = Recording::new(layout(volume, 1, DType::F32, None));
+    let source = noise(Region::whole(volume), 1, 3);
+    let predict = |_, at| part(&source, at);
+    let (_, done) = blend_in_order(&grid, &Blend::Hann, &output, 1, 0..grid.len(), predict);
+    let plane = 256 * 64 * 4;
+    // Besides, the last 16 planes of a row of patches, and final planes of one step, are in memory.
+    let most = 48 * plane + 16 * 64 * 64 * 4 + 16 * 32 * 64 * 4;
+    let peak = done.peak_live_bytes;
+    assert!(peak <= most, "{peak} of {most}");
+}
+
+#[test]
 fn a_prediction_counts_where_its_patch_lies_whatever_region_it_names() {
     let grid = Grid::new([20, 21, 22], [8; 3], [4; 3]).unwrap();
     for (halo, scale) in [([0; 3], 1), ([1, 2, 0], 1), ([0; 3], 2)] {
