@@ -9,6 +9,7 @@ use std::sync::mpsc::{Sender, channel};
 use pyo3::PyErr;
 use voxpatch::aggregator::Frontier;
 use voxpatch::inference::{Blender, FinalBlock, InputValues, OutputSpec, PatchPool};
+use voxpatch::normalize::Scale;
 use voxpatch::{DType, Error, Layout, Model, Patch, Region, Result, Shape, Voxels};
 
 use crate::array::{Held, Memory};
@@ -19,7 +20,7 @@ pub(crate) enum Message {
     /// A batch to be predicted.
     Batch(Request),
     /// The unfinished blocks of each output, at the start of a pass.
-    Begin(Vec<Arc<Frontier>>, Sender<()>),
+    Begin(Vec<Arc<Frontier>>, Vec<Scale>, Sender<()>),
     /// Patches to be predicted or skipped, and blended, in their turn.
     Blend(Turn),
     /// The end of a pass.
@@ -160,6 +161,8 @@ pub(crate) struct Blends {
     pub(crate) memory: Option<u64>,
     /// Whether each patch is predicted from all eight sides.
     pub(crate) flips: bool,
+    /// Whether it normalizes its inputs there.
+    pub(crate) normalizes: bool,
     /// Batches that other devices still predict when their turns are answered.
     pub(crate) late: usize,
 }
@@ -248,9 +251,13 @@ impl Blender for Asked {
         self.blends.map_or(0, |blends| blends.late)
     }
 
-    fn begin(&self, outputs: Vec<Arc<Frontier>>) -> Result<()> {
+    fn normalizes(&self) -> bool {
+        self.blends.is_some_and(|blends| blends.normalizes)
+    }
+
+    fn begin(&self, outputs: Vec<Arc<Frontier>>, scales: &[Scale]) -> Result<()> {
         let (reply, answer) = channel();
-        self.send(Message::Begin(outputs, reply))?;
+        self.send(Message::Begin(outputs, scales.to_vec(), reply))?;
         answer.recv().map_err(|_| Error::Interrupted)
     }
 

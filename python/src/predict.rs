@@ -16,7 +16,7 @@ use voxpatch::Normalize;
 use voxpatch::inference::{
     FlipTta, InferencePlan, InputValues, JobStatus, OutputSpec, PatchMask, PlannedTask,
 };
-use voxpatch::normalize::NormalizeSetting;
+use voxpatch::normalize::{NormalizeSetting, Scale};
 use voxpatch::training::Image;
 use voxpatch::volume::{ChannelRange, Durability, Matching, OutputPart, VoxelGrid, check_output};
 use voxpatch::{
@@ -59,6 +59,8 @@ pub(crate) struct Settings<'py> {
     blend_on: String,
     /// Bytes of the device that sums may take.
     device_memory: Option<u64>,
+    /// "host" or "device": where inputs that go there as they are stored are normalized.
+    normalize_on: String,
     /// Devices, each with a copy of the model.
     devices: usize,
     /// Part and parts, if the run can be resumed.
@@ -128,6 +130,7 @@ struct Job {
     /// Where predictions are blended, in the order of preference: on the device or not.
     on_device: Vec<bool>,
     device_memory: Option<u64>,
+    normalizes_on_device: bool,
     devices: usize,
     part: Option<OutputPart>,
     durability: Durability,
@@ -189,7 +192,7 @@ fn output_grid(volume: &Volume, wanted: Option<&str>) -> PyResult<Option<VoxelGr
 /// Predict a volume with `call(batch, locations)`, which returns a list with an array for each output and whether nothing
 /// else holds it, and return the statistics.
 ///
-/// On a device, `call` has `begin(frontiers)`, `blend(patches, batch)` and `end()`; the latter two return final blocks, each
+/// On a device, `call` has `begin(frontiers, scales)`, `blend(patches, batch)` and `end()`; the latter two return final blocks, each
 /// as its output, its number and its values or None. With several devices it has `deal(ticket, batch)`.
 #[pyfunction]
 #[pyo3(name = "_predict")]
@@ -248,6 +251,7 @@ pub(crate) fn predict<'py>(
             _ => vec![true, false],
         },
         device_memory: settings.device_memory,
+        normalizes_on_device: settings.normalize_on == "device",
         devices: settings.devices,
         work: arguments::chosen("work", &settings.work, &WORK)?,
         count: settings.count,
@@ -380,10 +384,11 @@ impl<'a, 'py> Server<'a, 'py> {
     /// Lets the function blend patches, in their turn, and hands on the blocks that became final.
     fn blend(&mut self, py: Python<'py>, message: Message) -> PyResult<()> {
         match message {
-            Message::Begin(outputs, reply) => {
-                let outputs = outputs.into_iter().map(Frontier);
-                self.call
-                    .call_method1("begin", (outputs.collect::<Vec<_>>(),))?;
+            Message::Begin(outputs, scales, reply) => {
+                let outputs: Vec<_> = outputs.into_iter().map(Frontier).collect();
+                let numbers = |s: Scale| (s.low, s.high, s.zero, s.unit, s.keeps_zero);
+                let scales: Vec<_> = scales.into_iter().map(numbers).collect();
+                self.call.call_method1("begin", (outputs, scales))?;
                 self.next = 0;
                 // The requesting thread is gone if the run was stopped.
                 let _ = reply.send(());
@@ -574,18 +579,20 @@ impl Job {
         mask: Option<&Arc<dyn voxpatch::Volume>>,
     ) -> Result<(InferencePlan, bool)> {
         let layout = volume.layout();
+        let input = if on_device {
+            self.device_input(layout.dtype)
+        } else {
+            InputValues::F32
+        };
         let asked = Asked {
             id: self.id.clone(),
             outputs: self.predictions.clone(),
             caller: self.caller.clone(),
-            input: if on_device {
-                self.device_input(layout.dtype)
-            } else {
-                InputValues::F32
-            },
+            input,
             blends: on_device.then_some(Blends {
                 memory: self.device_memory,
                 flips: self.flips,
+                normalizes: input == InputValues::Native,
                 late: if self.devices > 1 { self.devices } else { 0 },
             }),
         };
@@ -609,12 +616,16 @@ impl Job {
         Ok((plan, on_device))
     }
 
-    /// Returns the type of the patches that are sent to the device: the volume's own, if the device converts it to the
-    /// same numbers and needs no padding of another type.
+    /// Returns the type of the patches that are sent to the device: the volume's own, if the device converts and normalizes
+    /// it to the same numbers and needs no padding of another type.
     fn device_input(&self, dtype: DType) -> InputValues {
         let is_constant = matches!(self.options.padding, Some(Padding::Constant(_)));
-        let is_small = matches!(dtype, DType::U8 | DType::I8 | DType::I16 | DType::F16);
-        if is_small && !is_constant && self.normalize.normalize == Normalize::None {
+        let is_small = matches!(
+            dtype,
+            DType::U8 | DType::I8 | DType::I16 | DType::U16 | DType::F16
+        );
+        let is_normalized = self.normalize.normalize != Normalize::None;
+        if is_small && !is_constant && (self.normalizes_on_device || !is_normalized) {
             InputValues::Native
         } else {
             InputValues::F32

@@ -340,7 +340,101 @@ def test_stored_types_go_up_as_they_are(dtype: str, monkeypatch: pytest.MonkeyPa
     found = predicted("device", net, scan, 16, 8, padding="reflect", placement="padded")
     np.testing.assert_allclose(found, predicted("host", net, scan, 16, 8, padding="reflect", placement="padded"), rtol=1e-6, atol=1e-6)
     assert {kind for _, kind in net.calls} == {torch.float32}
-    assert set(sent) == {np.dtype("float32" if dtype == "uint16" else dtype)}
+    assert set(sent) == {np.dtype(dtype)}
+
+
+class Noted(Net):
+    """A network that notes its inputs."""
+
+    def __init__(self) -> None:
+        super().__init__(2)
+        self.inputs: list[bytes] = []
+
+    def forward(self, x: Any) -> Any:
+        self.inputs += [patch.numpy().tobytes() for patch in x]
+        return super().forward(x)
+
+
+NORMALIZED = ["zscore", "zscore:nonzero", "window:-40,90", "percentile:1,99", "mean-std:20,7;3,50", "nnunet-ct:-50,80,11,30"]
+
+
+@pytest.mark.parametrize("normalize", NORMALIZED)
+@pytest.mark.parametrize("dtype", ["int16", "uint8", "float16", "uint16", "float32"])
+def test_the_device_normalizes_to_the_bits_of_the_host(dtype: str, normalize: str) -> None:
+    scan = (60 * noise(2, 26, 30, 28)).clip(-300 if np.dtype(dtype).kind != "u" else 0, 300)
+    scan[:, :9] = 0
+    scan = scan.astype(dtype)
+    if dtype == "uint16":
+        scan[:, 20:] += 40_000  # above what int16 holds
+    nets = {place: Noted() for place in ["device", "host"]}
+    options: dict[str, Any] = {"normalize": normalize, "padding": "reflect", "placement": "padded", "batch_size": 3}
+    found = {place: predicted(place, net, scan, 16, 8, **options) for place, net in nets.items()}
+    np.testing.assert_allclose(found["device"], found["host"], rtol=1e-6, atol=1e-6)
+    # The first is the trial.
+    device_inputs, host_inputs = (sorted(nets[place].inputs[1:]) for place in ["device", "host"])
+    assert device_inputs == host_inputs
+
+
+def test_a_batch_that_is_sent_again_is_normalized_once() -> None:
+    scan = (60 * noise(24, 24, 24)).astype(np.int16)
+    expected = predicted("device", Net(2), scan, 16, 8, batch_size=4, normalize="zscore")
+    short = Short(set(), 1, torch.OutOfMemoryError)
+    found = predicted("device", short, scan, 16, 8, batch_size=4, normalize="zscore")
+    np.testing.assert_array_equal(found, expected)
+    assert {count for count, _ in short.calls[1:]} == {1}
+
+
+class Kernels(torch.utils._python_dispatch.TorchDispatchMode):  # type: ignore[misc, name-defined]
+    """Counts the operations of torch that are a kernel or a copy on a GPU: all but views and those of the network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+        self.paused = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        is_view = any(found.alias_info is not None and not found.alias_info.is_write for found in func._schema.returns)
+        self.count += not is_view and not self.paused
+        return func(*args, **(kwargs or {}))
+
+
+#: Operations for a patch, and for each of its eight blocks that are not final: see docs/performance.md.
+COUNTED: list[tuple[dict[str, Any], float]] = [
+    ({"reduce": "argmax"}, 45),
+    ({"reduce": "argmax", "normalize": "zscore"}, 48),
+    ({"reduce": "mean"}, 43),
+    ({"reduce": "softmax", "accumulator": "float16"}, 106),
+]
+
+
+@pytest.mark.parametrize(("options", "most"), COUNTED)
+def test_what_a_gpu_does_for_a_patch_is_counted(options: dict[str, Any], most: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+    made = device.DeviceCall.__init__
+
+    def noted(self: Any, *given: Any, **named: Any) -> None:
+        made(self, *given, **named)
+        calls.append(self)
+
+    monkeypatch.setattr(device.DeviceCall, "__init__", noted)
+    mode = Kernels()
+
+    class Quiet(Net):
+        def forward(self, x: Any) -> Any:
+            mode.paused = True
+            try:
+                return super().forward(x)
+            finally:
+                mode.paused = False
+
+    scan = (100 * noise(96, 64, 64)).astype(np.int16)
+    with mode:
+        found = predicted("device", Quiet(4, dtype=torch.float16), scan, 32, 16, batch_size=2, **options)
+    patches = 5 * 3 * 3
+    assert 0.8 * most <= mode.count / patches <= most, mode.count / patches
+    # Two bytes for each voxel of a patch go up, and what is written comes down.
+    assert calls[-1].bytes_up == 2 * patches * 32**3
+    assert calls[-1].bytes_down == found.nbytes
 
 
 class Broken(Net):

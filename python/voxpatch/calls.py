@@ -105,20 +105,30 @@ class Call:
         if self.device is None:
             return batch
         assert self.torch is not None
-        tensor = self.torch.from_numpy(batch)
+        # Of which torch knows little else.
+        is_unsigned = batch.dtype == "uint16"
+        tensor = self.torch.from_numpy(batch.view("int16") if is_unsigned else batch)
         if self.torch.device(self.device).type == "cuda":
             # By way of memory that the GPU reaches, which torch keeps for the next one.
             tensor = tensor.pin_memory()
-        return tensor.to(self.device, non_blocking=True).float()
+        sent = tensor.to(self.device, non_blocking=True).float()
+        return self.torch.where(sent < 0, sent + 65536, sent) if is_unsigned else sent
 
-    def pieces(self, batch: Array, predict: Callable[[Tensor], list[Tensor]]) -> Iterator[tuple[int, Tensor, list[Tensor]]]:
-        """Yield the predictions of a batch, in halves once the model has no memory for more: the first patch, inputs, outputs."""
+    def pieces(
+        self, batch: Array, predict: Callable[[Tensor], list[Tensor]], prepare: Callable[[Tensor], Tensor] | None = None
+    ) -> Iterator[tuple[int, Tensor, list[Tensor]]]:
+        """Yield the predictions of a batch, in halves once the model has no memory for more: the first patch, inputs, outputs.
+
+        `prepare` changes what was sent before it is predicted.
+        """
         first = 0
         while first < len(batch):
             piece = batch[first : first + (self.most or len(batch))]
             inputs = found = None
             try:
                 inputs = self.sent(piece)
+                if prepare is not None:
+                    inputs = prepare(inputs)
                 found = predict(inputs)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or len(piece) == 1:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 Part = tuple["tuple[int, int, int]", "tuple[int, int, int]", "tuple[int, int, int]", "tuple[int, int, int]"]
 #: The model, the first patch of a part of a batch, its inputs and its predictions.
 Piece = tuple[Call, int, Tensor, "list[Tensor]"]
+#: The normalization of a channel: the lowest and the highest value, those that become 0 and 1 more, and whether 0 stays 0.
+Scale = tuple[float, float, float, float, bool]
 #: A final block: its output, its number, and its values.
 Final = tuple[int, int, "Array | None"]
 
@@ -68,6 +70,7 @@ class DeviceCall:
         self.bytes_up = self.bytes_down = 0
         self._held = 0
         self._outputs: list[_Output] = []
+        self._scales: list[Scale] = []
         #: Patches whose predictions are made on the threads of several devices, in order; None where they are skipped.
         self._early: deque[tuple[list[int], Future[list[Piece]] | None]] = deque()
         #: Blocks that are on their way down, and predictions that are checked, in order.
@@ -84,8 +87,9 @@ class DeviceCall:
         assert isinstance(self.calls, CallsInTurn)
         self.calls.deal(ticket, batch)
 
-    def begin(self, frontiers: list[Frontier]) -> None:
-        """Start a pass with the unfinished blocks of each output."""
+    def begin(self, frontiers: list[Frontier], scales: list[Scale]) -> None:
+        """Start a pass with the unfinished blocks of each output, and the normalization of each channel, if there is one."""
+        self._scales = scales
         self._held = 0
         self._early.clear()
         self._late.clear()
@@ -96,7 +100,7 @@ class DeviceCall:
         self.bytes_up += 0 if batch is None else batch.nbytes
         with self._in_memory():
             if isinstance(self.calls, CallsInTurn):
-                future = None if batch is None else self.calls.submit(functools.partial(self._pieces, batch=batch))
+                future = None if batch is None else self.calls.submit(functools.partial(self._all_pieces, batch=batch))
                 self._early.append((patches, future))
                 while len(self._early) > len(self.calls.calls):
                     self._blend_next()
@@ -104,7 +108,7 @@ class DeviceCall:
                 self._skip(patches)
             else:
                 # One piece after the other, whose predictions are dropped before the next ones are made.
-                for first, inputs, found in self.calls.pieces(batch, functools.partial(self._predicted, self.calls)):
+                for first, inputs, found in self._pieces(self.calls, batch):
                     self._blend(self.calls, patches[first : first + len(inputs)], inputs, found)
                     del inputs, found
         return list(self._arrived(_LATE))
@@ -135,8 +139,19 @@ class DeviceCall:
     def _predicted(self, call: Call, inputs: Tensor) -> list[Tensor]:
         return self._mean_of_flips(call, inputs) if self.flips else call.predicted(inputs)
 
-    def _pieces(self, call: Call, batch: Array) -> list[Piece]:
-        return [(call, *piece) for piece in call.pieces(batch, functools.partial(self._predicted, call))]
+    def _pieces(self, call: Call, batch: Array) -> Iterator[tuple[int, Tensor, list[Tensor]]]:
+        return call.pieces(batch, functools.partial(self._predicted, call), self._normalized)
+
+    def _all_pieces(self, call: Call, batch: Array) -> list[Piece]:
+        return [(call, *piece) for piece in self._pieces(call, batch)]
+
+    def _normalized(self, inputs: Tensor) -> Tensor:
+        """Normalize inputs in place, in float64 as the compiled half does."""
+        for channel, (low, high, zero, unit, keeps_zero) in enumerate(self._scales):
+            values = inputs[:, channel]
+            scaled = values.double().clamp_(low, high).sub_(zero).div_(unit)
+            values.copy_(self.torch.where(values == 0, values, scaled) if keeps_zero else scaled)
+        return inputs
 
     def _blend_next(self) -> None:
         """Wait for the earliest predictions of another thread, and add them."""
@@ -274,6 +289,11 @@ class Place(NamedTuple):
     memory: int | None
     #: Whether the error counts if the device has no memory, and no other place is tried.
     is_last: bool
+
+    @property
+    def normalize_on(self) -> str:
+        """Where inputs are normalized: on the device of the sums, if it computes in float64 as the compiled half does."""
+        return "device" if isinstance(self.call, DeviceCall) and self.call.device.type != "mps" else "host"
 
 
 def places_of_sums(

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::pool::PatchPool;
 use crate::aggregator::Frontier;
 use crate::error::Result;
+use crate::normalize::Scale;
 use crate::patch::Patch;
 
 /// A model that blends its predictions where they are, such as on a GPU, so that only reduced values of final blocks
@@ -23,12 +24,19 @@ pub trait Blender: fmt::Debug + Send + Sync {
         0
     }
 
-    /// Starts a pass, with the unfinished blocks of each output.
+    /// Returns `true` if it normalizes patches itself, as [`begin`](Self::begin) says. They come as the model
+    /// [takes](super::Model::input) them, also in the volume's own type.
+    fn normalizes(&self) -> bool {
+        false
+    }
+
+    /// Starts a pass, with the unfinished blocks of each output, and the mapping of the values of each channel where it
+    /// [normalizes](Self::normalizes); none if the run has no normalization.
     ///
     /// # Errors
     ///
     /// Those of the blender.
-    fn begin(&self, outputs: Vec<Arc<Frontier>>) -> Result<()>;
+    fn begin(&self, outputs: Vec<Arc<Frontier>>, scales: &[Scale]) -> Result<()>;
 
     /// Predicts patches and adds them to the blocks, or skips them if there is no batch. Returns values of final blocks,
     /// of this turn or an earlier one.

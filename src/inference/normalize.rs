@@ -19,7 +19,7 @@ impl Schedule {
         threads: usize,
         progress: Progress<'_>,
     ) -> Result<Self> {
-        if !normalizer.is_none() {
+        if !normalizer.is_none() && !self.blender_normalizes {
             check_f32("normalization of", "the model", self.input)?;
         }
         self.scales = normalizer.scales_of(volume, threads, progress)?;

@@ -190,12 +190,17 @@ impl Schedule {
     }
 
     fn state(&self, volume: Arc<dyn Volume>, model: Arc<dyn Model>) -> RunState {
+        let channels = volume.layout().channels;
         RunState {
             volume: SweepCache::new(volume, &self.grid, self.cache_bytes),
             semaphore: model.max_calls().map(Semaphore::new),
             model,
             grid: self.grid.clone(),
             reading: self.reading(),
+            scales: match &self.scales {
+                Some(scales) if self.blender_normalizes => scales.of_each(channels),
+                _ => Vec::new(),
+            },
             pool: PatchPool::new(
                 least_ahead(self.inference.threads.max(1)),
                 self.working.batch,
@@ -209,7 +214,7 @@ impl Schedule {
         Reading {
             padding: self.padding,
             input: self.input,
-            scales: self.scales.clone(),
+            scales: self.scales.clone().filter(|_| !self.blender_normalizes),
         }
     }
 

@@ -60,6 +60,8 @@ pub(super) struct Schedule {
     pub(super) input: InputValues,
     /// The normalization of the model's input, if any.
     pub(super) scales: Option<Scales>,
+    /// Whether the model, which blends, normalizes its input.
+    pub(super) blender_normalizes: bool,
     /// The most batches that have started and are not blended yet.
     pub(super) ahead: usize,
 }
@@ -188,6 +190,7 @@ impl InferenceOptions {
             padding,
             input: model.input(),
             scales: None,
+            blender_normalizes: model.blender().is_some_and(Blender::normalizes),
             ahead: least_ahead(self.threads.max(1)),
             grid: grid.clone(),
             outputs,

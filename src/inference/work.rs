@@ -18,7 +18,7 @@ use crate::aggregator::Aggregator;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::grid::Grid;
-use crate::normalize::Scales;
+use crate::normalize::{Scale, Scales};
 use crate::pad::Padding;
 use crate::patch::Patch;
 use crate::region::Region;
@@ -32,6 +32,8 @@ pub(super) struct RunState {
     pub(super) semaphore: Option<Semaphore>,
     pub(super) grid: Grid,
     pub(super) reading: Reading,
+    /// The normalization that the model does itself.
+    pub(super) scales: Vec<Scale>,
     pub(super) pool: PatchPool,
     pub(super) predicted: AtomicU64,
     pub(super) clock: Clock,
@@ -192,7 +194,7 @@ impl Pass {
         self.shared.volume.begin(&self.places);
         let frontiers = self.outputs.iter().filter_map(Aggregator::frontier);
         match self.shared.model.blender() {
-            Some(blender) => blender.begin(frontiers.collect()),
+            Some(blender) => blender.begin(frontiers.collect(), &self.shared.scales),
             None => Ok(()),
         }
     }

@@ -2,6 +2,7 @@
 
 mod histogram;
 mod normalized;
+mod scales;
 mod setting;
 mod statistics;
 
@@ -12,11 +13,12 @@ use std::sync::{Arc, OnceLock};
 
 use self::histogram::Histogram;
 pub use self::normalized::Normalized;
+pub use self::scales::Scale;
+pub(crate) use self::scales::Scales;
 pub use self::setting::NormalizeSetting;
 pub use self::statistics::{ChannelStatistics, OpenInput, Statistics, StatisticsOptions, Summary};
 use crate::dtype::{DType, convert};
 use crate::error::{Error, Result};
-use crate::patch::Patch;
 use crate::progress::{Progress, report, silent};
 use crate::queue::Queue;
 use crate::region::{Region, Shape, chunk_range, chunk_region, indices};
@@ -456,125 +458,6 @@ impl FromStr for Normalize {
     }
 }
 
-/// The mapping of values to normalized values: that of each channel, or one for all.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Scales(Vec<Scale>);
-
-/// The mapping of the values of a channel: clipped, then scaled so that `zero` becomes 0 and `zero + unit` becomes 1.
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct Scale {
-    low: f64,
-    high: f64,
-    zero: f64,
-    unit: f64,
-    /// Voxels that are 0 stay 0.
-    keeps_zero: bool,
-}
-
-impl Scale {
-    /// Leaves values as they are.
-    const SAME: Self = Self {
-        low: f64::NEG_INFINITY,
-        high: f64::INFINITY,
-        zero: 0.0,
-        unit: 1.0,
-        keeps_zero: false,
-    };
-
-    fn standard(mean: f64, deviation: f64) -> Self {
-        Self {
-            zero: mean,
-            unit: if deviation > 0.0 { deviation } else { 1.0 },
-            ..Self::SAME
-        }
-    }
-
-    fn window(low: f64, high: f64) -> Self {
-        Self {
-            low,
-            high,
-            ..Self::standard(low, high - low)
-        }
-    }
-}
-
-/// The numbers of each channel as text, which reads back as the same numbers.
-impl fmt::Display for Scales {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (n, scale) in self.0.iter().enumerate() {
-            let Scale {
-                low,
-                high,
-                zero,
-                unit,
-                keeps_zero,
-            } = scale;
-            let between = if n == 0 { "" } else { ";" };
-            write!(f, "{between}{low},{high},{zero},{unit},{keeps_zero}")?;
-        }
-        Ok(())
-    }
-}
-
-impl FromStr for Scales {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        let scale = |text: &str| {
-            let fields: Vec<&str> = text.split(',').collect();
-            let &[low, high, zero, unit, keeps_zero] = &fields[..] else {
-                return None;
-            };
-            let number = |text: &str| text.parse::<f64>().ok();
-            let (low, high, unit) = (number(low)?, number(high)?, number(unit)?);
-            // Otherwise clipping or division would fail.
-            (low <= high && unit != 0.0).then_some(Scale {
-                low,
-                high,
-                zero: number(zero)?,
-                unit,
-                keeps_zero: keeps_zero.parse().ok()?,
-            })
-        };
-        let scales: Option<Vec<Scale>> = text.split(';').map(scale).collect();
-        scales.map(Self).ok_or_else(|| Error::InvalidArgument {
-            argument: "measured normalization",
-            value: text.to_owned(),
-            problem:
-                "expected LOW,HIGH,ZERO,UNIT,KEEPS_ZERO for each channel, separated by semicolons"
-                    .to_owned(),
-        })
-    }
-}
-
-impl Scales {
-    /// Normalizes a patch of f32.
-    pub(crate) fn apply(&self, patch: &mut Patch) -> Result<()> {
-        let each = patch.bytes().len() / 4 / length(patch.channels().max(1));
-        let channels = patch.as_mut_slice()?.chunks_mut(each.max(1)).enumerate();
-        channels.for_each(|(channel, values)| self.apply_to(channel, values));
-        Ok(())
-    }
-
-    /// Returns the mapping of one channel.
-    fn of(&self, channel: usize) -> Option<Scale> {
-        self.0.get(channel).or(self.0.first()).copied()
-    }
-
-    /// Normalizes the values of one channel.
-    pub(crate) fn apply_to(&self, channel: usize, values: &mut [f32]) {
-        let Some(scale) = self.of(channel) else {
-            return;
-        };
-        for value in values {
-            if !scale.keeps_zero || *value != 0.0 {
-                let clipped = f64::from(*value).clamp(scale.low, scale.high);
-                *value = single((clipped - scale.zero) / scale.unit);
-            }
-        }
-    }
-}
-
 /// The number of values, their mean, and the sum of squared distances from it.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Moments {
@@ -897,6 +780,7 @@ fn length(n: u64) -> usize {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::patch::Patch;
     use crate::volume::MemoryVolume;
 
     /// Returns two channels of 5 x 6 x 7 voxels, the second ten times the first and far from 0.
