@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 use numpy::PyArray2;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
-use voxpatch::Normalize;
 use voxpatch::inference::{
     FlipTta, InferencePlan, InputValues, JobStatus, OutputSpec, PatchMask, PlannedTask,
 };
@@ -59,8 +58,8 @@ pub(crate) struct Settings<'py> {
     blend_on: String,
     /// Bytes of the device that sums may take.
     device_memory: Option<u64>,
-    /// "host" or "device": where inputs that go there as they are stored are normalized.
-    normalize_on: String,
+    /// "host" or "device": where inputs are converted and normalized if they are blended on the device.
+    prepare_on: String,
     /// Devices, each with a copy of the model.
     devices: usize,
     /// Part and parts, if the run can be resumed.
@@ -130,7 +129,7 @@ struct Job {
     /// Where predictions are blended, in the order of preference: on the device or not.
     on_device: Vec<bool>,
     device_memory: Option<u64>,
-    normalizes_on_device: bool,
+    prepares_on_device: bool,
     devices: usize,
     part: Option<OutputPart>,
     durability: Durability,
@@ -192,8 +191,8 @@ fn output_grid(volume: &Volume, wanted: Option<&str>) -> PyResult<Option<VoxelGr
 /// Predict a volume with `call(batch, locations)`, which returns a list with an array for each output and whether nothing
 /// else holds it, and return the statistics.
 ///
-/// On a device, `call` has `begin(frontiers, scales)`, `blend(patches, batch)` and `end()`; the latter two return final blocks, each
-/// as its output, its number and its values or None. With several devices it has `deal(ticket, batch)`.
+/// On a device, `call` has `begin(frontiers, scales)`, `blend(patches, batch)` and `end()`; the latter two return final
+/// blocks, each as its output, its number and its values or None. With several devices it has `deal(ticket, batch)`.
 #[pyfunction]
 #[pyo3(name = "_predict")]
 #[expect(clippy::needless_pass_by_value, reason = "made for this call")]
@@ -251,7 +250,7 @@ pub(crate) fn predict<'py>(
             _ => vec![true, false],
         },
         device_memory: settings.device_memory,
-        normalizes_on_device: settings.normalize_on == "device",
+        prepares_on_device: settings.prepare_on == "device",
         devices: settings.devices,
         work: arguments::chosen("work", &settings.work, &WORK)?,
         count: settings.count,
@@ -624,8 +623,7 @@ impl Job {
             dtype,
             DType::U8 | DType::I8 | DType::I16 | DType::U16 | DType::F16
         );
-        let is_normalized = self.normalize.normalize != Normalize::None;
-        if is_small && !is_constant && (self.normalizes_on_device || !is_normalized) {
+        if is_small && !is_constant && self.prepares_on_device {
             InputValues::Native
         } else {
             InputValues::F32

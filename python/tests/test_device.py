@@ -375,6 +375,20 @@ def test_the_device_normalizes_to_the_bits_of_the_host(dtype: str, normalize: st
     assert device_inputs == host_inputs
 
 
+@pytest.mark.parametrize("normalize", [None, "zscore"])
+def test_a_function_of_arrays_that_gives_tensors_gets_float32(normalize: str | None) -> None:
+    scan = (60 * noise(24, 24, 24)).astype(np.int16)
+    types = set()
+
+    def double(batch: Any) -> Any:
+        types.add(batch.dtype)
+        return torch.from_numpy(2 * batch)
+
+    found = {place: predicted(place, double, scan, 16, 8, normalize=normalize) for place in ["device", "host"]}
+    np.testing.assert_allclose(found["device"], found["host"], rtol=1e-6, atol=1e-6)
+    assert types == {np.dtype(np.float32)}
+
+
 def test_a_batch_that_is_sent_again_is_normalized_once() -> None:
     scan = (60 * noise(24, 24, 24)).astype(np.int16)
     expected = predicted("device", Net(2), scan, 16, 8, batch_size=4, normalize="zscore")

@@ -105,7 +105,7 @@ class Call:
         if self.device is None:
             return batch
         assert self.torch is not None
-        # Of which torch knows little else.
+        # Torch has few operations for this type.
         is_unsigned = batch.dtype == "uint16"
         tensor = self.torch.from_numpy(batch.view("int16") if is_unsigned else batch)
         if self.torch.device(self.device).type == "cuda":

@@ -291,9 +291,14 @@ class Place(NamedTuple):
     is_last: bool
 
     @property
-    def normalize_on(self) -> str:
-        """Where inputs are normalized: on the device of the sums, if it computes in float64 as the compiled half does."""
-        return "device" if isinstance(self.call, DeviceCall) and self.call.device.type != "mps" else "host"
+    def prepare_on(self) -> str:
+        """Where inputs are converted and normalized: where they are sent to, if it computes in float64 as the host does."""
+        if not isinstance(self.call, DeviceCall):
+            return "host"
+        calls = self.call.calls
+        device = (calls.calls[0] if isinstance(calls, CallsInTurn) else calls).device
+        # A model without a device takes arrays.
+        return "host" if device is None or self.call.torch.device(device).type == "mps" else "device"
 
 
 def places_of_sums(

@@ -385,7 +385,7 @@ def predict(
                 batch=settings["batch"],
             )
             for sums in places_to_blend:
-                settings.update(blend_on=sums.word, device_memory=sums.memory, normalize_on=sums.normalize_on)
+                settings.update(blend_on=sums.word, device_memory=sums.memory, prepare_on=sums.prepare_on)
                 try:
                     done = _predict(sums.call, opened, outputs, settings, chosen, tell)
                     break
@@ -497,7 +497,7 @@ def described(
         measured=None,
         blend_on="host",
         device_memory=None,
-        normalize_on="host",
+        prepare_on="host",
         tolerance=float(tolerance),
         same_grid=bool(same_grid),
         output_grid=output_grid,
