@@ -28,6 +28,8 @@ class Cloud(http.server.ThreadingHTTPServer):
     """Objects by key, below the path `root` of the server. `kind` is "gs" or "az"."""
 
     daemon_threads = True
+    #: Connections that may wait: with fewer, those that come at once are tried again after a second or more.
+    request_queue_size = 128
 
     def __init__(self, kind: str, root: str) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)

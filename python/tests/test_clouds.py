@@ -49,7 +49,8 @@ def test_a_volume_is_written_read_and_replaced(kind: str, tmp_path: pathlib.Path
         assert np.array_equal(volume[...], voxels)
         assert SECRET not in repr(volume) + str(volume.path)
         assert np.array_equal(pickle.loads(pickle.dumps(volume))[1, 3:20, ::3, 5], voxels[1, 3:20, ::3, 5])
-        shards = [request for request in server.requests if "/c/" in request.path]
+        # On a machine that stalls, a put that was repeated may still arrive.
+        shards = [request for request in server.requests if "/c/" in request.path and request.method != "PUT"]
         # Only Azure is asked for the length of a shard before the index at its end.
         asked = {request.method for request in shards}
         assert asked == ({"GET", "HEAD"} if kind == "az" else {"GET"})

@@ -517,6 +517,6 @@ def _predict(
     """Predict a volume with `call(batch, locations)`, which returns a list with an array for each output and whether nothing
     else holds it, and return the statistics.
 
-    On a device, `call` has `begin(frontiers)`, `blend(patches, batch)` and `end()`; the latter two return final blocks, each
-    as its output, its number and its values or None. With several devices it has `deal(ticket, batch)`.
+    On a device, `call` has `begin(frontiers, scales)`, `blend(patches, batch)` and `end()`; the latter two return final
+    blocks, each as its output, its number and its values or None. With several devices it has `deal(ticket, batch)`.
     """
