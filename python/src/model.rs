@@ -161,7 +161,7 @@ pub(crate) struct Blends {
     pub(crate) memory: Option<u64>,
     /// Whether each patch is predicted from all eight sides.
     pub(crate) flips: bool,
-    /// Whether it normalizes its inputs there.
+    /// Whether inputs are normalized there.
     pub(crate) normalizes: bool,
     /// Batches that other devices still predict when their turns are answered.
     pub(crate) late: usize,

@@ -58,7 +58,7 @@ pub(crate) struct Settings<'py> {
     blend_on: String,
     /// Bytes of the device that sums may take.
     device_memory: Option<u64>,
-    /// "host" or "device": where inputs are converted and normalized if they are blended on the device.
+    /// "host" or "device": where inputs are converted and normalized if predictions are blended on the device.
     prepare_on: String,
     /// Devices, each with a copy of the model.
     devices: usize,

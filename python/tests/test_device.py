@@ -265,8 +265,9 @@ class LiveTensors(torch.utils._python_dispatch.TorchDispatchMode):  # type: igno
         self.now -= size
 
 
-def test_many_classes_take_what_was_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    classes, shape, patch = 117, (80, 64, 64), 32
+@pytest.fixture
+def device_calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """All that blend on a device, as they are made."""
     calls: list[Any] = []
     made = device.DeviceCall.__init__
 
@@ -275,6 +276,11 @@ def test_many_classes_take_what_was_told(monkeypatch: pytest.MonkeyPatch) -> Non
         calls.append(self)
 
     monkeypatch.setattr(device.DeviceCall, "__init__", noted)
+    return calls
+
+
+def test_many_classes_take_what_was_told(device_calls: list[Any]) -> None:
+    classes, shape, patch = 117, (80, 64, 64), 32
     mode = LiveTensors()
 
     class Many(Net):
@@ -295,7 +301,7 @@ def test_many_classes_take_what_was_told(monkeypatch: pytest.MonkeyPatch) -> Non
         labels = predicted("device", net, scan, patch, patch // 2, reduce="argmax")
     assert labels.dtype == np.uint8 and len(np.unique(labels)) > 1
     gc.collect()
-    one = calls[-1]
+    one = device_calls[-1]
     assert one.peak_bytes <= plan["device_bytes"] <= 1.25 * formula, (one.peak_bytes, plan["device_bytes"], formula)
     assert 0.8 * formula <= mode.most <= plan["device_bytes"], (mode.most, plan["device_bytes"], formula)
     # One byte a voxel comes down, in place of predictions.
@@ -412,7 +418,7 @@ class Kernels(torch.utils._python_dispatch.TorchDispatchMode):  # type: ignore[m
         return func(*args, **(kwargs or {}))
 
 
-#: Operations for a patch, and for each of its eight blocks that are not final: see docs/performance.md.
+#: Options, and the most operations that a patch then takes; docs/performance.md says which.
 COUNTED: list[tuple[dict[str, Any], float]] = [
     ({"reduce": "argmax"}, 45),
     ({"reduce": "argmax", "normalize": "zscore"}, 48),
@@ -422,15 +428,7 @@ COUNTED: list[tuple[dict[str, Any], float]] = [
 
 
 @pytest.mark.parametrize(("options", "most"), COUNTED)
-def test_what_a_gpu_does_for_a_patch_is_counted(options: dict[str, Any], most: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[Any] = []
-    made = device.DeviceCall.__init__
-
-    def noted(self: Any, *given: Any, **named: Any) -> None:
-        made(self, *given, **named)
-        calls.append(self)
-
-    monkeypatch.setattr(device.DeviceCall, "__init__", noted)
+def test_what_a_gpu_does_for_a_patch_is_counted(options: dict[str, Any], most: float, device_calls: list[Any]) -> None:
     mode = Kernels()
 
     class Quiet(Net):
@@ -447,8 +445,8 @@ def test_what_a_gpu_does_for_a_patch_is_counted(options: dict[str, Any], most: f
     patches = 5 * 3 * 3
     assert 0.8 * most <= mode.count / patches <= most, mode.count / patches
     # Two bytes for each voxel of a patch go up, and what is written comes down.
-    assert calls[-1].bytes_up == 2 * patches * 32**3
-    assert calls[-1].bytes_down == found.nbytes
+    assert device_calls[-1].bytes_up == 2 * patches * 32**3
+    assert device_calls[-1].bytes_down == found.nbytes
 
 
 class Broken(Net):

@@ -115,20 +115,15 @@ class Call:
         return self.torch.where(sent < 0, sent + 65536, sent) if is_unsigned else sent
 
     def pieces(
-        self, batch: Array, predict: Callable[[Tensor], list[Tensor]], prepare: Callable[[Tensor], Tensor] | None = None
+        self, batch: Array, send: Callable[[Array], Tensor], predict: Callable[[Tensor], list[Tensor]]
     ) -> Iterator[tuple[int, Tensor, list[Tensor]]]:
-        """Yield the predictions of a batch, in halves once the model has no memory for more: the first patch, inputs, outputs.
-
-        `prepare` changes what was sent before it is predicted.
-        """
+        """Yield the predictions of a batch, in halves once the model has no memory for more: the first patch, inputs, outputs."""
         first = 0
         while first < len(batch):
             piece = batch[first : first + (self.most or len(batch))]
             inputs = found = None
             try:
-                inputs = self.sent(piece)
-                if prepare is not None:
-                    inputs = prepare(inputs)
+                inputs = send(piece)
                 found = predict(inputs)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or len(piece) == 1:
@@ -198,7 +193,7 @@ class Call:
         import numpy as np
 
         whole: list[list[tuple[Array, bool]]] = []
-        for _, _, found in self.pieces(batch, self.predicted):
+        for _, _, found in self.pieces(batch, self.sent, self.predicted):
             # What was on a GPU came here as a copy.
             piece = [(as_array(value), is_tensor(value) and value.is_cuda) for value in found]
             if len(piece[0][0]) < len(batch):
@@ -256,6 +251,11 @@ class CallsInTurn:
     def probed(self) -> list[Tensor]:
         """Predictions of zeros, where the first copy left them."""
         return self.calls[0].probed
+
+    @property
+    def device(self) -> object:
+        """The device of the first copy."""
+        return self.calls[0].device
 
     @property
     def patch_bytes(self) -> int | None:

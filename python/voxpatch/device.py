@@ -140,7 +140,7 @@ class DeviceCall:
         return self._mean_of_flips(call, inputs) if self.flips else call.predicted(inputs)
 
     def _pieces(self, call: Call, batch: Array) -> Iterator[tuple[int, Tensor, list[Tensor]]]:
-        return call.pieces(batch, functools.partial(self._predicted, call), self._normalized)
+        return call.pieces(batch, lambda piece: self._normalized(call.sent(piece)), functools.partial(self._predicted, call))
 
     def _all_pieces(self, call: Call, batch: Array) -> list[Piece]:
         return [(call, *piece) for piece in self._pieces(call, batch)]
@@ -295,8 +295,7 @@ class Place(NamedTuple):
         """Where inputs are converted and normalized: where they are sent to, if it computes in float64 as the host does."""
         if not isinstance(self.call, DeviceCall):
             return "host"
-        calls = self.call.calls
-        device = (calls.calls[0] if isinstance(calls, CallsInTurn) else calls).device
+        device = self.call.calls.device
         # A model without a device takes arrays.
         return "host" if device is None or self.call.torch.device(device).type == "mps" else "device"
 

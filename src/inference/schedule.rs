@@ -60,7 +60,7 @@ pub(super) struct Schedule {
     pub(super) input: InputValues,
     /// The normalization of the model's input, if any.
     pub(super) scales: Option<Scales>,
-    /// Whether the model, which blends, normalizes its input.
+    /// Whether the model blends, and normalizes its input itself.
     pub(super) blender_normalizes: bool,
     /// The most batches that have started and are not blended yet.
     pub(super) ahead: usize,

@@ -113,7 +113,7 @@ impl Scales {
         Ok(())
     }
 
-    /// Returns the mappings of so many channels.
+    /// Returns the mapping of each of `channels` channels.
     pub(crate) fn of_each(&self, channels: u64) -> Vec<Scale> {
         (0..length(channels)).filter_map(|n| self.of(n)).collect()
     }
