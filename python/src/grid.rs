@@ -103,17 +103,13 @@ impl Grid {
             let found = axes[a].starts.binary_search(&at[a]).ok();
             found.filter(|_| long)
         };
-        let mut number = 0;
-        for a in self.0.order() {
-            let Some(place) = place(a) else {
-                return Err(invalid(format!(
-                    "no patch of the grid lies at {at:?}: give the sampler's locations, first voxel and one past \
-                     the last along z, y, x"
-                )));
-            };
-            number = number * axes[a].starts.len() as u64 + place as u64;
+        match (place(0), place(1), place(2)) {
+            (Some(z), Some(y), Some(x)) => Ok(self.0.number([z, y, x])),
+            _ => Err(invalid(format!(
+                "no patch of the grid lies at {at:?}: give the sampler's locations, first voxel and one past the last along \
+                 z, y, x"
+            ))),
         }
-        Ok(number)
     }
 }
 

@@ -102,9 +102,7 @@ impl Blocks {
 
     /// Returns the number of a block's patches before the one at `place`, in the grid's order.
     pub(super) fn turn(&self, turns: &[Range<usize>; 3], place: [usize; 3]) -> usize {
-        self.grid.order().iter().fold(0, |turn, &a| {
-            turn * turns[a].len() + place[a] - turns[a].start
-        })
+        usize::try_from(self.grid.number_within(turns, place)).unwrap_or(usize::MAX)
     }
 
     /// Returns `true` if patches cover all voxels of a block.

@@ -1,22 +1,17 @@
 //! Estimates of the memory that an in-order run needs for the output, computed before it starts.
 //!
-//! Each box is a product of intervals, one per axis, and is held from a first to a last patch. With patches in the
-//! grid's order, a box whose intervals along the axes (slowest first) are held from patches `(f0, f1, f2)` to `(l0, l1,
-//! l2)` is held at patch `(i, j, k)` exactly if `(f0, f1, f2) <= (i, j, k) <= (l0, l1, l2)` in lexicographic order. The
-//! count at a moment is therefore computed axis by axis.
-//!
-//! The time to find the maximum over all moments grows with the sum of the axes, not their product. Along the fastest
-//! axis, a count is linear in two numbers (the voxels begun and the voxels not ended), so the maximum is at a corner of
-//! their convex hull. Along the slower two, a bound from the same hull excludes nearly all moments.
-//!
-//! Final blocks that wait for cells of an oblique grid, and the write chunks of that grid, are not held from and to products
-//! of patches: their moments are computed one by one.
+//! Sums, final blocks and write chunks are held as [`SpanBoxes`], whose largest number at one moment takes little time to
+//! compute. Final blocks that wait for cells of an oblique grid, and the write chunks of that grid, are not: their moments are
+//! computed one by one.
 
-use std::collections::HashMap;
+mod held;
+mod moments;
+
 use std::ops::Range;
-use std::rc::Rc;
 
-use super::blocks::{Cuts, product};
+use self::held::{Span, SpanBoxes};
+use self::moments::Moments;
+use super::blocks::Cuts;
 use super::live::TOP;
 use super::onto::Cells;
 use super::options::AggregatorOptions;
@@ -109,7 +104,6 @@ impl Estimate {
         output: &Layout,
     ) -> Self {
         let settling = Settling::of(options);
-        let order = grid.order();
         let written = output.channels * output.dtype.size() as u64;
         let cuts = settling.cuts(grid);
         let kept_bytes = match settling {
@@ -121,7 +115,7 @@ impl Estimate {
         };
         let blocks = cuts.as_ref().map(|cuts| {
             let along = |a: usize| touched(&grid.axes()[a], &cuts[a]);
-            SpanBoxes::new(std::array::from_fn(along), order, kept_bytes)
+            SpanBoxes::new(std::array::from_fn(along), grid, kept_bytes)
         });
         let patch = || grid.patch().into_iter().fold(1, u64::saturating_mul);
         let largest = blocks.as_ref().map_or_else(patch, SpanBoxes::largest);
@@ -141,7 +135,7 @@ impl Estimate {
             let spans: [Option<Vec<Span>>; 3] = std::array::from_fn(spans);
             let waiting = match spans {
                 [Some(z), Some(y), Some(x)] => {
-                    Waiting::Parallel(SpanBoxes::new([z, y, x], order, bytes))
+                    Waiting::Parallel(SpanBoxes::new([z, y, x], grid, bytes))
                 }
                 _ => Waiting::Oblique(Moments::new(grid, cuts, bytes, (unit, output))),
             };
@@ -160,7 +154,7 @@ impl Estimate {
                     None => completed(&grid.axes()[a], chunk[a], (settling, cuts)),
                 }
             };
-            SpanBoxes::new(std::array::from_fn(along), order, written)
+            SpanBoxes::new(std::array::from_fn(along), grid, written)
         });
         let one = unit.map_or(0, |chunk| {
             let inside = (0..3).map(|a| chunk[a].min(output.shape[a]));
@@ -379,15 +373,6 @@ fn kept(
     }
 }
 
-/// An interval of voxels along an axis, with the first and the last patch for which it is held.
-#[derive(Clone, Copy, Debug)]
-struct Span {
-    start: u64,
-    end: u64,
-    first: usize,
-    last: usize,
-}
-
 /// Returns the spans of the blocks between `cuts`, whose sums are held from the first patch that touches a block to the
 /// last.
 fn touched(axis: &Axis, cuts: &[u64]) -> Vec<Span> {
@@ -505,357 +490,10 @@ fn assembled(
     spans
 }
 
-/// The moments from which and to which blocks and write chunks are held, for an output on an oblique grid.
-#[derive(Debug)]
-struct Moments {
-    order: [usize; 3],
-    /// The number of patches along each axis.
-    patches: [usize; 3],
-    /// The lengths of the blocks along each axis of the predictions.
-    lengths: [Vec<u64>; 3],
-    /// The last patch that touches each block along each axis of the predictions.
-    last: [Vec<usize>; 3],
-    /// Bytes per voxel of a block.
-    bytes: u64,
-    shape: Shape,
-    /// The boxes that are written together, and the bytes per voxel.
-    unit: Option<(Shape, u64)>,
-}
-
-impl Moments {
-    fn new(
-        grid: &Grid,
-        cuts: &[Vec<u64>; 3],
-        bytes: u64,
-        (unit, output): (Option<Shape>, &Layout),
-    ) -> Self {
-        let written = output.channels * output.dtype.size() as u64;
-        let lengths = |cuts: &Vec<u64>| cuts.windows(2).map(|pair| pair[1] - pair[0]).collect();
-        Self {
-            order: grid.order(),
-            patches: grid.axes().each_ref().map(|axis| axis.starts.len()),
-            lengths: cuts.each_ref().map(lengths),
-            last: std::array::from_fn(|a| last_patches(&grid.axes()[a], &cuts[a])),
-            bytes,
-            shape: output.shape,
-            unit: unit.map(|unit| (unit, written)),
-        }
-    }
-
-    /// Returns the place in the order of patches.
-    fn moment(&self, place: [usize; 3]) -> u64 {
-        let number = |n: u64, &a: &usize| n * self.patches[a] as u64 + place[a] as u64;
-        self.order.iter().fold(0, number)
-    }
-
-    /// Returns the most bytes that are held at once if only some voxels of the output are written.
-    fn most_bytes(&self, cells: &Cells, written: &[Range<u64>; 3]) -> u64 {
-        let mut blocks: HashMap<[usize; 3], u64> = HashMap::new();
-        let mut chunks: HashMap<[u64; 3], (u64, u64)> = HashMap::new();
-        for cell in cells.cells_in(written) {
-            let needed = cells.needed(cell);
-            if needed.iter().any(Range::is_empty) {
-                continue;
-            }
-            let latest = |a: usize| self.last[a][needed[a].clone()].iter().max().copied();
-            let moment = self.moment(std::array::from_fn(|a| latest(a).unwrap_or(0)));
-            for block in product(needed) {
-                let until = blocks.entry(block).or_insert(moment);
-                *until = moment.max(*until);
-            }
-            if let Some((unit, _)) = self.unit {
-                let start = cells.region(cell).start.map(i64::unsigned_abs);
-                let index = std::array::from_fn(|t| start[t] / unit[t]);
-                let (first, last) = chunks.entry(index).or_insert((moment, moment));
-                *first = moment.min(*first);
-                *last = moment.max(*last);
-            }
-        }
-        // Bytes that are added at a moment, and bytes that are released after one.
-        let mut changes: Vec<(u64, bool, u64)> = Vec::new();
-        for (block, until) in blocks {
-            let lengths = (0..3).map(|a| self.lengths[a][block[a]]);
-            let bytes = lengths.fold(self.bytes, u64::saturating_mul);
-            let since = self.moment(std::array::from_fn(|a| self.last[a][block[a]]));
-            changes.extend([(since, false, bytes), (until, true, bytes)]);
-        }
-        for (index, (first, last)) in chunks {
-            let (unit, bytes) = self.unit.unwrap_or(([0; 3], 0));
-            let lengths = (0..3).map(|t| unit[t].min(self.shape[t] - index[t] * unit[t]));
-            let bytes = lengths.fold(bytes, u64::saturating_mul);
-            changes.extend([(first, false, bytes), (last, true, bytes)]);
-        }
-        changes.sort_unstable();
-        let (mut now, mut most) = (0_u64, 0);
-        for (_, is_released, bytes) in changes {
-            if is_released {
-                now = now.saturating_sub(bytes);
-            } else {
-                now = now.saturating_add(bytes);
-                most = most.max(now);
-            }
-        }
-        most
-    }
-}
-
-/// Boxes that are products of spans along z, y, x.
-#[derive(Debug)]
-struct SpanBoxes {
-    spans: [Vec<Span>; 3],
-    order: [usize; 3],
-    /// Bytes per voxel.
-    bytes: u64,
-    /// A cache of the levels of runs of spans along each axis.
-    known: [HashMap<Range<usize>, Rc<SpanLevel>>; 3],
-}
-
-impl SpanBoxes {
-    fn new(spans: [Vec<Span>; 3], order: [usize; 3], bytes: u64) -> Self {
-        Self {
-            spans,
-            order,
-            bytes,
-            known: Default::default(),
-        }
-    }
-
-    /// Returns the voxels of the largest box.
-    fn largest(&self) -> u64 {
-        let longest = self.spans.iter().map(|spans| {
-            let lengths = spans.iter().map(|span| span.end - span.start);
-            lengths.max().unwrap_or(0)
-        });
-        longest.fold(1, u64::saturating_mul)
-    }
-
-    /// Returns the most bytes of the boxes of those spans that `choose` selects for the voxels `kept` along an axis.
-    fn most_bytes(
-        &mut self,
-        kept: &[Range<u64>; 3],
-        choose: impl Fn(&[Span], &Range<u64>) -> Range<usize>,
-    ) -> u64 {
-        let levels = self.order.map(|a| {
-            let spans = &self.spans[a];
-            let chosen = choose(spans, &kept[a]);
-            let new = || {
-                Rc::new(SpanLevel::new(
-                    &spans[chosen.start..chosen.end.max(chosen.start)],
-                ))
-            };
-            Rc::clone(self.known[a].entry(chosen.clone()).or_insert_with(new))
-        });
-        let voxels = most(&levels);
-        u64::try_from(voxels)
-            .unwrap_or(u64::MAX)
-            .saturating_mul(self.bytes)
-    }
-}
-
-/// Voxels of the slower axes, by the remaining condition for holding a box: none, begun, not ended, or both.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-struct ConditionCounts {
-    always: u128,
-    begun: u128,
-    unended: u128,
-    both: u128,
-}
-
-/// The spans along one axis: for each patch where a span begins or ends, the lengths of the spans that begin or end
-/// there or elsewhere. At the other patches no more is held than at the patch before.
-#[derive(Debug)]
-struct SpanLevel {
-    total: u128,
-    steps: Vec<SpanStep>,
-    /// The distinct weights that the patches give to boxes without a condition from slower axes.
-    weights: Vec<ConditionCounts>,
-    /// The corners of the convex hull of the voxels begun and the voxels not ended, over all patches: any weighted sum
-    /// of the two has its maximum at a corner.
-    corners: Vec<[u128; 2]>,
-}
-
-#[derive(Clone, Copy, Debug, Default)]
-struct SpanStep {
-    begun: u128,
-    begins: u128,
-    unended: u128,
-    ends: u128,
-    /// Voxels of spans that begin before and end after.
-    inside: u128,
-    begins_only: u128,
-    ends_only: u128,
-    begins_and_ends: u128,
-}
-
-impl SpanLevel {
-    fn new(spans: &[Span]) -> Self {
-        work::add(spans.len());
-        let mut patches: Vec<usize> = spans
-            .iter()
-            .flat_map(|span| [span.first, span.last])
-            .collect();
-        patches.sort_unstable();
-        patches.dedup();
-        let mut steps = vec![SpanStep::default(); patches.len()];
-        let at = |patch: usize| patches.partition_point(|&other| other < patch);
-        for span in spans {
-            let length = u128::from(span.end - span.start);
-            let (first, last) = (at(span.first), at(span.last));
-            steps[first].begins += length;
-            steps[last].ends += length;
-            if first == last {
-                steps[first].begins_and_ends += length;
-            } else {
-                steps[first].begins_only += length;
-                steps[last].ends_only += length;
-            }
-        }
-        let total: u128 = steps.iter().map(|step| step.begins).sum();
-        let (mut begun, mut ended, mut open) = (0, 0, 0);
-        for step in &mut steps {
-            step.begun = begun;
-            step.unended = total - ended - step.ends;
-            step.inside = open - step.ends_only;
-            begun += step.begins;
-            ended += step.ends;
-            open += step.begins_only;
-            open -= step.ends_only;
-        }
-        let weights = |step: &SpanStep| ConditionCounts {
-            always: step.inside,
-            begun: step.begins_only,
-            unended: step.ends_only,
-            both: step.begins_and_ends,
-        };
-        let mut weights: Vec<ConditionCounts> = steps.iter().map(weights).collect();
-        weights.sort_unstable();
-        weights.dedup();
-        let corners = corners(steps.iter().map(SpanStep::with_its_own));
-        Self {
-            total,
-            steps,
-            weights,
-            corners,
-        }
-    }
-
-    /// Returns the maximum over all patches of the last axis.
-    fn most(&self, weights: ConditionCounts) -> u128 {
-        let ConditionCounts {
-            always,
-            begun,
-            unended,
-            both,
-        } = weights;
-        // Voxels that have begun and not ended are those begun plus those not ended, minus all.
-        let value = |[begins, ends]: [u128; 2]| (begun + both) * begins + (unended + both) * ends;
-        let (mut low, mut high) = (0, self.corners.len().saturating_sub(1));
-        while low < high {
-            let middle = usize::midpoint(low, high);
-            if value(self.corners[middle]) < value(self.corners[middle + 1]) {
-                low = middle + 1;
-            } else {
-                high = middle;
-            }
-        }
-        let most = self.corners.get(low).map_or(0, |&corner| value(corner));
-        always * self.total + most.saturating_sub(both * self.total)
-    }
-}
-
-impl SpanStep {
-    /// Returns the voxels begun and the voxels not ended, including those that begin or end here.
-    const fn with_its_own(&self) -> [u128; 2] {
-        [self.begun + self.begins, self.unended + self.ends]
-    }
-
-    /// Returns the weights for the next axis, given this patch of an axis with `total` voxels.
-    const fn after(&self, total: u128, weights: ConditionCounts) -> ConditionCounts {
-        let ConditionCounts {
-            always,
-            begun,
-            unended,
-            both,
-        } = weights;
-        ConditionCounts {
-            always: always * total
-                + begun * self.begun
-                + unended * self.unended
-                + both * self.inside,
-            begun: begun * self.begins + both * self.begins_only,
-            unended: unended * self.ends + both * self.ends_only,
-            both: both * self.begins_and_ends,
-        }
-    }
-}
-
-/// Returns the upper convex hull of points whose first number never falls and whose second never rises.
-fn corners(points: impl Iterator<Item = [u128; 2]>) -> Vec<[u128; 2]> {
-    let mut hull: Vec<[u128; 2]> = Vec::new();
-    for point in points {
-        if hull.last().is_some_and(|last| last[0] == point[0]) {
-            continue;
-        }
-        while let [.., a, b] = hull[..]
-            && (b[0] - a[0]) * (a[1] - point[1]) <= (point[0] - a[0]) * (a[1] - b[1])
-        {
-            hull.pop();
-        }
-        hull.push(point);
-    }
-    hull
-}
-
-/// Returns the most voxels held at once. The levels are from the slowest axis to the fastest.
-fn most([slow, middle, fast]: &[Rc<SpanLevel>; 3]) -> u128 {
-    // An upper bound: all voxels along the fastest axis are held.
-    let bound = |weights: ConditionCounts| fast.total * middle.most(weights);
-    work::add(slow.weights.len());
-    let bounds: Vec<u128> = slow.weights.iter().copied().map(bound).collect();
-    let within = |weights: ConditionCounts, mut most: u128| {
-        work::add(middle.steps.len());
-        for step in &middle.steps {
-            let after = step.after(middle.total, weights);
-            let bound = after.always + after.begun + after.unended + after.both;
-            if bound * fast.total > most {
-                work::add(1);
-                most = most.max(fast.most(after));
-            }
-        }
-        most
-    };
-    let Some(likely) = (0..bounds.len()).max_by_key(|&n| bounds[n]) else {
-        return 0;
-    };
-    let mut most = within(slow.weights[likely], 0);
-    for (&weights, &bound) in slow.weights.iter().zip(&bounds) {
-        if bound > most {
-            most = within(weights, most);
-        }
-    }
-    most
-}
-
-/// A counter of steps, for tests.
-mod work {
-    #[cfg(test)]
-    thread_local! {
-        pub(super) static DONE: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
-    }
-
-    #[cfg(test)]
-    pub(super) fn add(steps: usize) {
-        DONE.with(|done| done.set(done.get() + steps as u64));
-    }
-
-    #[cfg(not(test))]
-    pub(super) const fn add(_steps: usize) {}
-}
-
 /// Returns the number of steps that estimates of this thread have taken.
 #[cfg(test)]
 pub(crate) fn steps_taken() -> u64 {
-    work::DONE.with(std::cell::Cell::get)
+    held::work::DONE.with(std::cell::Cell::get)
 }
 
 #[cfg(test)]

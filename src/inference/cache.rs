@@ -86,7 +86,7 @@ impl SweepCache {
     pub(super) fn new(volume: Arc<dyn Volume>, grid: &Grid, budget: u64) -> Self {
         let own = volume.as_resampled().map_or(0, Resampled::cache_bytes);
         let budget = budget.saturating_add(own);
-        let places = grid.axes().each_ref().map(|axis| 0..axis.starts.len());
+        let places = grid.every_place();
         Self {
             volume,
             grid: grid.clone(),
@@ -261,9 +261,7 @@ impl SweepCache {
 
     /// Returns the number of the first patch from `from` on, among those at `places`, that touches a chunk.
     fn next_use(&self, [_, index @ ..]: ChunkShape, from: u64, places: &[Range<usize>; 3]) -> u64 {
-        let Some(([_, chunk @ ..], from)) =
-            self.source().layout().read_chunk.zip(self.grid.place(from))
-        else {
+        let Some([_, chunk @ ..]) = self.source().layout().read_chunk else {
             return NEVER;
         };
         let region = chunk_region(index, chunk);
@@ -278,40 +276,9 @@ impl SweepCache {
             let touching = self.grid.axes()[a].touching(needing[a].start, needing[a].end);
             touching.start.max(places[a].start)..touching.end.min(places[a].end)
         };
-        let order = self.grid.order();
-        let Some(next) = next_of(&order.map(along), order.map(|a| from[a])) else {
-            return NEVER;
-        };
-        let lengths = order.map(|a| self.grid.axes()[a].starts.len() as u64);
-        (0..3).fold(0, |number, n| number * lengths[n] + next[n] as u64)
+        let touching = std::array::from_fn(along);
+        self.grid.next_within(&touching, from).unwrap_or(NEVER)
     }
-}
-
-/// Returns the first element from `from` on, in lexicographic order, of a product of ranges.
-fn next_of(ranges: &[Range<usize>; 3], from: [usize; 3]) -> Option<[usize; 3]> {
-    if ranges.iter().any(Range::is_empty) {
-        return None;
-    }
-    let mut next = from;
-    for n in 0..3 {
-        if next[n] < ranges[n].start {
-            // Any later element will do along the faster axes: the first ones.
-            for m in n..3 {
-                next[m] = ranges[m].start;
-            }
-            return Some(next);
-        }
-        if next[n] >= ranges[n].end {
-            // The next element of a slower axis, with the first ones along the faster axes.
-            let slower = (0..n).rev().find(|&m| next[m] + 1 < ranges[m].end)?;
-            next[slower] += 1;
-            for m in slower + 1..3 {
-                next[m] = ranges[m].start;
-            }
-            return Some(next);
-        }
-    }
-    Some(next)
 }
 
 impl CacheState {
@@ -648,14 +615,17 @@ mod tests {
     }
 
     #[test]
-    fn a_layer_and_two_rows_of_chunks_are_enough_to_decode_each_once() {
-        let shape = [160, 128, 128];
-        let grid = Grid::new(shape, [32; 3], [16; 3]).unwrap();
-        for threads in [1, 2, 4] {
+    fn a_layer_and_some_rows_of_chunks_are_enough_to_decode_each_once() {
+        // In the second volume, the last two layers of patches touch three layers of chunks, and are swept together.
+        let cases = [(160, 32), (168, 48)];
+        for ((planes, rows), threads) in cases.into_iter().flat_map(|of| [1, 2, 4].map(|n| (of, n)))
+        {
+            let shape = [planes, 128, 128];
+            let grid = Grid::new(shape, [32; 3], [16; 3]).unwrap();
             let volume = counting(shape, [16; 3]);
             let shared = Arc::clone(&volume) as Arc<dyn Volume>;
             // 64 chunks a layer, 8 a row; the rows that threads ahead need, too.
-            let budget = (16 * 16 * 16 + ENTRY) * (64 + 16 + 16 + 8 * (threads - 1));
+            let budget = (16 * 16 * 16 + ENTRY) * (64 + rows + 8 * (threads - 1));
             let cache = SweepCache::new(shared, &grid, budget);
             // Each thread reads one patch between two meetings: none is ahead by more, whatever else the machine does.
             let together = Barrier::new(usize::try_from(threads).unwrap());
@@ -680,7 +650,8 @@ mod tests {
             });
             assert!(cache.lock().bytes <= budget && cache.lock().unread.is_empty());
             let loads = volume.loads.load(Ordering::Relaxed);
-            assert_eq!(loads, 640, "{threads} threads");
+            let all = planes.div_ceil(16) * 64;
+            assert_eq!(loads, all, "{planes} planes, {threads} threads");
         }
     }
 

@@ -226,16 +226,11 @@ impl Marks<'_> {
         if !layer.any {
             return;
         }
-        let counts = self.grid.axes().each_ref().map(|axis| axis.starts.len());
         for z in z.clone() {
             for (y, x) in layer.places() {
-                let place = [z, y, x];
-                let index = self
-                    .grid
-                    .order()
-                    .iter()
-                    .fold(0, |n, &a| n * counts[a] + place[a]);
-                let (bits, bit) = (&self.bits[index / 64], 1 << (index % 64));
+                let index = self.grid.number([z, y, x]);
+                let word = usize::try_from(index / 64).unwrap_or(usize::MAX);
+                let (bits, bit) = (&self.bits[word], 1 << (index % 64));
                 if bits.load(Ordering::Relaxed) & bit == 0 {
                     bits.fetch_or(bit, Ordering::Relaxed);
                 }

@@ -212,6 +212,7 @@ impl Schedule {
             "patch": self.grid.patch(),
             "starts": self.grid.axes().each_ref().map(|axis| axis.starts.clone()),
             "order": self.grid.order(),
+            "joined": self.grid.joined(),
             "output grid": blending.onto.as_ref().map(|onto| {
                 json!([onto.predicted.geometry.affine, onto.written.shape, onto.written.geometry.affine])
             }),

@@ -242,7 +242,7 @@ impl Schedule {
     fn places(&self, part: Option<&ChunkRanges>) -> [Range<usize>; 3] {
         match part {
             Some(part) => Reach::new(&self.outputs).of(part),
-            None => self.grid.axes().each_ref().map(|axis| 0..axis.starts.len()),
+            None => self.grid.every_place(),
         }
     }
 

@@ -1,9 +1,12 @@
 use std::collections::HashMap;
+use std::rc::Rc;
 
+use super::held::{ConditionCounts, SpanLevel, most};
 use super::*;
 use crate::aggregator::Reduce;
 use crate::dtype::DType;
 use crate::grid::{GridOptions, GridPlacement};
+use crate::volume::ChunkShape;
 
 /// Computes the same maximum without bounds or hulls: every moment, axis by axis, with equal weights only once.
 fn every_moment(
@@ -65,7 +68,9 @@ fn the_most_is_that_of_every_moment() {
     let mut some = 0;
     for n in 0..20_000 {
         let all: [Vec<Span>; 3] = std::array::from_fn(|_| spans(&mut state));
-        let levels = all.each_ref().map(|spans| Rc::new(SpanLevel::new(spans)));
+        let levels = all
+            .each_ref()
+            .map(|spans| Rc::new(SpanLevel::new(spans, usize::MAX)));
         let mut known = [HashMap::new(), HashMap::new(), HashMap::new()];
         let expected = every_moment(&levels, &mut known, both);
         assert_eq!(most(&levels), expected, "{n}: {all:?}");
@@ -76,18 +81,14 @@ fn the_most_is_that_of_every_moment() {
 
 /// Returns the most voxels at any moment by counting each box at each patch.
 fn counted(grid: &Grid, boxes: &[Vec<Span>; 3]) -> u64 {
-    let order = grid.order();
-    let along = |box_: [usize; 3]| order.map(|a| boxes[a][box_[a]]);
     let at_patch = |index: u64| {
-        let place = grid.place(index).unwrap();
-        let now = order.map(|a| place[a]);
         let mut held = 0;
         for z in 0..boxes[0].len() {
             for y in 0..boxes[1].len() {
                 for x in 0..boxes[2].len() {
-                    let spans = along([z, y, x]);
+                    let spans = [boxes[0][z], boxes[1][y], boxes[2][x]];
                     let (first, last) = (spans.map(|s| s.first), spans.map(|s| s.last));
-                    if first <= now && now <= last {
+                    if (grid.number(first)..=grid.number(last)).contains(&index) {
                         held += spans.map(|s| s.end - s.start).iter().product::<u64>();
                     }
                 }
@@ -100,8 +101,8 @@ fn counted(grid: &Grid, boxes: &[Vec<Span>; 3]) -> u64 {
 
 #[test]
 fn bytes_are_those_of_counting_each_box_at_each_patch() {
-    let mut state = 3;
-    for n in 0..150 {
+    let (mut state, mut joined) = (3, 0);
+    for n in 0..300 {
         let volume: Shape = std::array::from_fn(|_| 1 + next(&mut state) % 50);
         let patch = volume.map(|length| 1 + next(&mut state) % length);
         let overlap = patch.map(|length| next(&mut state) % length.div_ceil(2));
@@ -110,18 +111,21 @@ fn bytes_are_those_of_counting_each_box_at_each_patch() {
             placement: [
                 GridPlacement::Edge,
                 GridPlacement::Even,
+                GridPlacement::Edge,
                 GridPlacement::Padded,
-            ][n % 3],
+            ][n % 4],
             ..GridOptions::default()
         };
         let grid = Grid::with_options(volume, patch, overlap, &options).unwrap();
         if grid.len() > 600 {
             continue;
         }
+        let [slow, ..] = grid.order();
+        joined += u32::from(grid.joined() < grid.axes()[slow].starts.len());
         let mut output = Layout::new(volume, 2, DType::U16);
         let [z, y, x] = chunk;
         output.write_chunk = Some([1, z, y, x]);
-        let blend = if n % 4 == 0 { Blend::Crop } else { Blend::Hann };
+        let blend = if n % 5 == 0 { Blend::Crop } else { Blend::Hann };
         let blending = AggregatorOptions::new(blend, Reduce::Mean);
         let mut estimate = Estimate::new(&grid, 3, &blending, &output);
         let counts: Shape = std::array::from_fn(|a| volume[a].div_ceil(chunk[a]));
@@ -153,6 +157,25 @@ fn bytes_are_those_of_counting_each_box_at_each_patch() {
                 "{volume:?} {patch:?} {overlap:?} {within:?}"
             );
         }
+    }
+    assert!(joined > 20, "{joined}");
+}
+
+#[test]
+fn patches_that_are_shifted_into_the_volume_take_hardly_more_than_others() {
+    let bytes = |planes: u64, chunk: Option<ChunkShape>| {
+        let grid = Grid::new([planes, 512, 512], [128; 3], [64; 3]).unwrap();
+        let mut output = Layout::new(grid.volume(), 1, DType::F32);
+        output.write_chunk = chunk;
+        let blending = AggregatorOptions::new(Blend::Hann, Reduce::Mean);
+        Estimate::new(&grid, 1, &blending, &output).live_bytes(None)
+    };
+    for chunk in [Some([1, 64, 64, 64]), Some([1, 32, 32, 32]), None] {
+        let [aligned, shifted] = [1088, 1069].map(|planes| bytes(planes, chunk));
+        assert!(
+            shifted <= aligned + aligned / 5,
+            "{chunk:?}: {shifted}, {aligned}"
+        );
     }
 }
 
