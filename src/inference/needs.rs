@@ -99,8 +99,7 @@ impl Working {
     }
 }
 
-/// Memory that is planned for the outputs, and that the cache of input chunks may use until they need it: most outputs take
-/// the most at the end, where the last patches are shifted into the volume.
+/// Memory that is planned for the outputs, and that the cache of input chunks may use until they need it.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Loan {
     /// Bytes that the outputs keep at most.
