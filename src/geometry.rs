@@ -4,7 +4,7 @@
 //! (right, anterior, superior positive), as in NIfTI and nibabel. Formats in LPS (MetaImage, NRRD, DICOM) are converted
 //! on reading and writing.
 
-use crate::region::Shape;
+use crate::region::{ORDERS, Shape};
 
 /// A 4 x 4 matrix, row by row.
 pub type Affine = [[f64; 4]; 4];
@@ -226,15 +226,6 @@ pub struct SignedAxes {
     /// For each new axis, `true` if it runs backwards.
     pub(crate) flipped: [bool; 3],
 }
-
-const ORDERS: [[usize; 3]; 6] = [
-    [0, 1, 2],
-    [0, 2, 1],
-    [1, 0, 2],
-    [1, 2, 0],
-    [2, 0, 1],
-    [2, 1, 0],
-];
 
 impl SignedAxes {
     /// The identity.

@@ -12,7 +12,7 @@ use std::ops::Range;
 use std::str::FromStr;
 
 use crate::error::{Error, Result};
-use crate::region::{AXES, Region, Shape};
+use crate::region::{AXES, ORDERS, Region, Shape};
 use crate::words::Word;
 use sweep::Sweep;
 
@@ -350,15 +350,7 @@ impl Grid {
             sweep: alone([0, 1, 2]),
             axes,
         };
-        let orders = [
-            [0, 1, 2],
-            [0, 2, 1],
-            [1, 0, 2],
-            [1, 2, 0],
-            [2, 0, 1],
-            [2, 1, 0],
-        ];
-        let best = orders.into_iter().map(alone);
+        let best = ORDERS.into_iter().map(alone);
         let best = best.min_by_key(|&sweep| grid.frontier_in(sweep));
         grid.sweep = best.unwrap_or(grid.sweep);
         if let Some(joined) = grid.shifted() {
@@ -367,8 +359,8 @@ impl Grid {
                 ..grid.sweep
             };
             // A few more voxels in exchange for the chunks that would wait for the last layer.
-            let most = grid.frontier().saturating_add(grid.frontier() / 8);
-            if grid.frontier_in(sweep) <= most {
+            let alone = grid.frontier();
+            if grid.frontier_in(sweep) <= alone.saturating_add(alone / 8) {
                 grid.sweep = sweep;
             }
         }

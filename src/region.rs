@@ -11,6 +11,16 @@ pub type Shape = [u64; 3];
 /// The names of the axes, in the order of every shape of this crate.
 pub const AXES: [char; 3] = ['z', 'y', 'x'];
 
+/// All orders of three axes.
+pub(crate) const ORDERS: [[usize; 3]; 6] = [
+    [0, 1, 2],
+    [0, 2, 1],
+    [1, 0, 2],
+    [1, 2, 0],
+    [2, 0, 1],
+    [2, 1, 0],
+];
+
 /// A box of voxels. `start` may be negative: such a region extends beyond the volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Region {

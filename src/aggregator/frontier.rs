@@ -134,11 +134,10 @@ impl Frontier {
     ) -> Self {
         let boxes = if options.blend == Blend::Crop {
             let owned = grid.axes().each_ref().map(owned);
-            let counts = grid.axes().each_ref().map(|axis| 0..axis.starts.len());
             let bits = |wanted: &dyn Fn(&Region) -> bool| {
                 let words = usize::try_from(grid.len().div_ceil(64)).unwrap_or(usize::MAX);
                 let mut bits = vec![0_u64; words];
-                for (n, place) in product(counts.clone()).enumerate() {
+                for (n, place) in product(grid.every_place()).enumerate() {
                     bits[n / 64] |= u64::from(wanted(&part(&owned, place))) << (n % 64);
                 }
                 bits

@@ -46,11 +46,8 @@ impl Sweep {
         if layer >= layers || row >= rows {
             return None;
         }
-        let mut place = [0; 3];
-        for (axis, at) in [(a, layer), (b, row), (c, column)] {
-            place[axis] = usize::try_from(at).ok()?;
-        }
-        Some(place)
+        let at = |place: u64| usize::try_from(place).ok();
+        Some(placed(self.order, [at(layer)?, at(row)?, at(column)?]))
     }
 
     /// Returns some places in the order of the sweep.
@@ -58,18 +55,16 @@ impl Sweep {
         &self,
         places: &[Range<usize>; 3],
     ) -> impl Iterator<Item = [usize; 3]> + use<> {
-        let [a, b, c] = self.order;
+        let order = self.order;
+        let [a, b, c] = order;
         let (alone, together) = self.layers(&places[a]);
         let [rows, columns] = [b, c].map(|axis| places[axis].clone());
         let every = rows.clone();
         let alone = alone.flat_map(move |layer| every.clone().map(move |row| (layer, row)));
         let joined = rows.flat_map(move |row| together.clone().map(move |layer| (layer, row)));
         alone.chain(joined).flat_map(move |(layer, row)| {
-            columns.clone().map(move |column| {
-                let mut place = [0; 3];
-                [place[a], place[b], place[c]] = [layer, row, column];
-                place
-            })
+            let row = columns.clone().map(move |column| [layer, row, column]);
+            row.map(move |at| placed(order, at))
         })
     }
 
@@ -86,11 +81,7 @@ impl Sweep {
                 }
             });
             let next = next_of(&ranges, axes.map(|axis| from[axis]))?;
-            let mut place = [0; 3];
-            for (axis, at) in axes.into_iter().zip(next) {
-                place[axis] = at;
-            }
-            Some(place)
+            Some(placed(axes, next))
         };
         if from[a] >= self.joined {
             return next([b, a, c], &together, from);
@@ -106,6 +97,15 @@ impl Sweep {
             .clamp(layers.start, layers.end.max(layers.start));
         (layers.start..split, split..layers.end)
     }
+}
+
+/// Returns the place along z, y, x, given its places along some order of the axes.
+fn placed(order: [usize; 3], at: [usize; 3]) -> [usize; 3] {
+    let mut place = [0; 3];
+    for (axis, at) in order.into_iter().zip(at) {
+        place[axis] = at;
+    }
+    place
 }
 
 /// Returns the first element from `from` on, in lexicographic order, of a product of ranges.
@@ -138,6 +138,7 @@ fn next_of(ranges: &[Range<usize>; 3], from: [usize; 3]) -> Option<[usize; 3]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::region::ORDERS;
 
     /// All places of a product of ranges, sorted by the definition: layer, or the joined layers as one, then row, then
     /// layer, then column.
@@ -157,18 +158,10 @@ mod tests {
 
     #[test]
     fn numbers_places_and_next_places_agree_with_sorting_all() {
-        let orders = [
-            [0, 1, 2],
-            [0, 2, 1],
-            [1, 0, 2],
-            [1, 2, 0],
-            [2, 0, 1],
-            [2, 1, 0],
-        ];
         let counts = [4, 3, 5];
         let whole = counts.map(|count| 0..count);
         let mut checked = 0;
-        for order in orders {
+        for order in ORDERS {
             for joined in 0..=counts[order[0]] {
                 let sweep = Sweep { order, joined };
                 let all = sorted(sweep, &whole);

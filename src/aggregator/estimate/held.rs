@@ -64,16 +64,13 @@ impl SpanBoxes {
         kept: &[Range<u64>; 3],
         choose: impl Fn(&[Span], &Range<u64>) -> Range<usize>,
     ) -> u64 {
-        let chosen: [Range<usize>; 3] = std::array::from_fn(|a| {
-            let Range { start, end } = choose(&self.spans[a], &kept[a]);
-            start..end.max(start)
-        });
         let slow = self.order[0];
         let levels = self.order.map(|a| {
-            let chosen = &chosen[a];
+            let Range { start, end } = choose(&self.spans[a], &kept[a]);
+            let chosen = start..end.max(start);
             let spans = &self.spans[a][chosen.clone()];
             let joined = if a == slow { self.joined } else { usize::MAX };
-            let known = self.known[a].entry(chosen.clone());
+            let known = self.known[a].entry(chosen);
             Rc::clone(known.or_insert_with(|| Rc::new(SpanLevel::new(spans, joined))))
         });
         let voxels = most(&levels);

@@ -1,4 +1,4 @@
-//! What is held for an output on an oblique grid of the predictions.
+//! What is held in memory for an output whose axes are not parallel to those of the predictions.
 
 use std::collections::HashMap;
 use std::ops::Range;
