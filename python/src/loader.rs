@@ -1,5 +1,6 @@
 //! The loader of an epoch, as Python's queue drives it.
 
+use std::ops::ControlFlow;
 use std::process;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
@@ -39,6 +40,8 @@ pub(crate) struct Epochs {
     dataset: Dataset,
     /// The threads that build the index of a map.
     building: Arc<AtomicUsize>,
+    /// The loaders that have not ended.
+    live: Arc<AtomicUsize>,
     plan: EpochPlan,
     shard: RankShard,
 }
@@ -49,6 +52,7 @@ pub(crate) struct Epochs {
 pub(crate) struct EpochLoader {
     process: u32,
     list: Arc<List>,
+    live: Arc<AtomicUsize>,
     running: Mutex<Option<Loader>>,
     last: Mutex<Last>,
 }
@@ -99,15 +103,23 @@ impl Epochs {
         let (rank, world_size, batch, uneven) = shard;
         let uneven = arguments::chosen("uneven", uneven, &UNEVEN)?;
         let (indices, building) = (Indices::default(), Arc::new(AtomicUsize::new(1)));
-        let threads = Arc::clone(&building);
+        let live = Arc::new(AtomicUsize::new(0));
+        let (threads, wanted) = (Arc::clone(&building), Arc::clone(&live));
         let samplers = move |subject: &voxpatch::training::Subject, seed| {
-            sampler.sampler(subject, seed, &indices, threads.load(Ordering::Relaxed))
+            // A loader that ends waits for its threads, so that they must leave an unfinished index.
+            let progress = |_, _| match wanted.load(Ordering::Relaxed) {
+                0 => ControlFlow::Break(()),
+                _ => ControlFlow::Continue(()),
+            };
+            let threads = threads.load(Ordering::Relaxed);
+            sampler.sampler(subject, seed, &indices, (threads, &progress))
         };
         let dataset = Dataset::new(Arc::clone(&list), samplers).with_plan(plan.clone());
         Ok(Self {
             list,
             dataset,
             building,
+            live,
             plan,
             shard: RankShard::of(rank, world_size, batch).with_uneven(uneven),
         })
@@ -175,6 +187,7 @@ impl Epochs {
         }
         self.building.store(threads.max(1), Ordering::Relaxed);
         let (list, dataset) = (Arc::clone(&self.list), &self.dataset);
+        self.live.fetch_add(1, Ordering::Relaxed);
         let loader = py.detach(|| {
             guarded(|| {
                 let builder = match state {
@@ -184,10 +197,15 @@ impl Epochs {
                 builder.with_options(options).samples()
             })
         });
+        let loader = loader.map_err(|error| {
+            self.live.fetch_sub(1, Ordering::Relaxed);
+            raised(&error)
+        })?;
         Ok(EpochLoader {
             process: process::id(),
             list,
-            running: Mutex::new(Some(loader.map_err(|error| raised(&error))?)),
+            live: Arc::clone(&self.live),
+            running: Mutex::new(Some(loader)),
             last: Mutex::default(),
         })
     }
@@ -381,6 +399,7 @@ impl EpochLoader {
             if let Some(asked) = self.list.asked() {
                 asked.close();
             }
+            self.live.fetch_sub(1, Ordering::Relaxed);
             py.detach(|| drop(loader));
         } else {
             // A forked process has the loader, but not its threads: there is nobody to wait for.

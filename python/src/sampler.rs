@@ -6,12 +6,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
+use voxpatch::progress::Progress;
 use voxpatch::sampler::{
     BlockIndex, BlockStats, Border, Channels, Label, LabelValue, LabelWeights, Mixture, OnEmpty,
     Sampler, SamplerOptions, Uniform, Weighted,
 };
 use voxpatch::training::{Image, Subject};
-use voxpatch::{Error, Result, Shape, progress};
+use voxpatch::{Error, Result, Shape};
 
 use crate::arguments;
 use crate::errors::invalid;
@@ -133,6 +134,9 @@ pub(crate) struct Indices(Mutex<(HashMap<Key, Index>, VecDeque<Key>)>);
 
 type Index = Arc<dyn Any + Send + Sync>;
 
+/// The threads that build the index of a map, and what may stop them.
+type Building<'a> = (usize, Progress<'a>);
+
 /// A subject, known by its seed, its image and the channel, and whether it is a map of labels.
 type Key = (u64, String, u64, bool);
 
@@ -141,7 +145,7 @@ impl Indices {
         &self,
         key: Key,
         image: &Image,
-        threads: usize,
+        (threads, progress): Building<'_>,
     ) -> Result<Arc<BlockIndex<T>>> {
         let lock = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let found = lock().0.get(&key).cloned();
@@ -151,7 +155,7 @@ impl Indices {
                 return Ok(index);
             }
         }
-        let built = BlockIndex::build(&*image.volume, key.2, threads, &progress::silent)?;
+        let built = BlockIndex::build(&*image.volume, key.2, threads, progress)?;
         let built = Arc::new(built);
         let mut kept = lock();
         let (indices, order) = &mut *kept;
@@ -177,13 +181,13 @@ impl Recipe {
         subject: &Subject,
         seed: u64,
         indices: &Indices,
-        threads: usize,
+        building: Building<'_>,
     ) -> Result<Option<Box<dyn Sampler>>> {
         let options = |common: &Common| {
             SamplerOptions::new(common.patch, seed)
                 .with_border(common.border)
                 .with_memory(BLOCKS)
-                .with_threads(threads)
+                .with_threads(building.0)
         };
         let shape = subject.shape();
         match self {
@@ -194,7 +198,7 @@ impl Recipe {
             Self::Weighted(common, map) => {
                 let image = map.of(subject)?;
                 let key = (seed, map.image.clone(), image.channels.start, false);
-                let index = indices.get(key, image, threads)?;
+                let index = indices.get(key, image, building)?;
                 let options = options(common);
                 let built = Weighted::new(Arc::clone(&image.volume), &index, &options);
                 map.empty.apply(built, shape, &options)
@@ -203,11 +207,12 @@ impl Recipe {
                 let image = map.of(subject)?;
                 let options = options(common);
                 if image.channel_count() > 1 {
-                    let built = one_hot(map, image, shares.as_deref(), indices, &options);
+                    let built =
+                        one_hot(map, image, shares.as_deref(), indices, (&options, building));
                     return map.empty.apply(built, shape, &options);
                 }
                 let key = (seed, map.image.clone(), image.channels.start, true);
-                let index = indices.get(key, image, threads)?;
+                let index = indices.get(key, image, building)?;
                 let shares = match shares {
                     Some(shares) => LabelWeights::new(shares.iter().copied())?,
                     None => LabelWeights::foreground(),
@@ -218,7 +223,7 @@ impl Recipe {
             Self::Mixture(parts, batch) => {
                 let mut samplers = Vec::with_capacity(parts.len());
                 for (share, part) in parts {
-                    let Some(sampler) = part.sampler(subject, seed, indices, threads)? else {
+                    let Some(sampler) = part.sampler(subject, seed, indices, building)? else {
                         return Ok(None);
                     };
                     samplers.push((*share, sampler));
@@ -238,7 +243,7 @@ fn one_hot(
     image: &Image,
     shares: Option<&[(LabelValue, f64)]>,
     indices: &Indices,
-    options: &SamplerOptions,
+    (options, building): (&SamplerOptions, Building<'_>),
 ) -> Result<Channels> {
     let shares: Vec<(u64, f64)> = match shares {
         // All but the background, which is the first.
@@ -266,7 +271,7 @@ fn one_hot(
     let mut held = Vec::with_capacity(shares.len());
     for &(channel, share) in &shares {
         let key = (options.seed, map.image.clone(), channel, false);
-        held.push((share, indices.get(key, image, options.threads)?));
+        held.push((share, indices.get(key, image, building)?));
     }
     let shares: Vec<_> = held
         .iter()

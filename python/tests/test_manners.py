@@ -96,13 +96,6 @@ INTERRUPTED = {
 @needs_faulty
 @pytest.mark.parametrize("what", INTERRUPTED)
 def test_ctrl_c_stops_within_a_second(what: str, tmp_path: pathlib.Path) -> None:
-    # A busy machine delays some tries, a fault all of them.
-    tries = (seconds_to_stop(what, tmp_path) for _ in range(3))
-    assert any(seconds < 1.0 for seconds in tries)
-
-
-def seconds_to_stop(what: str, tmp_path: pathlib.Path) -> float:
-    """Interrupt a program after a moment, and return the seconds that it takes to stop."""
     program = textwrap.dedent(
         f"""
         import sys, time, voxpatch
@@ -125,10 +118,10 @@ def seconds_to_stop(what: str, tmp_path: pathlib.Path) -> float:
     time.sleep(random.Random(what).uniform(0.2, 0.8))
     sent = time.time()
     process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=30)
+    out, _ = process.communicate(timeout=15)  # the process ends, too
     assert process.returncode == 0 and out.startswith("stopped"), out
+    assert float(out.split()[1]) - sent < 1.0
     assert not [path for path in tmp_path.rglob("*") if path.is_file()], "nothing half-written is left"
-    return float(out.split()[1]) - sent
 
 
 @pytest.mark.parametrize("part", [None, 1])
